@@ -317,6 +317,15 @@ def test_what_is_not_here_is_said(tmp_path: Path, text: str) -> None:
     assert lost(translate(file_of(tmp_path, f"{LF}{text}\n"))) == [text.partition(":")[0]]
 
 
+def test_a_pretraining_set_of_axolotl_is_running_text(tmp_path: Path) -> None:
+    sets = "[{path: t.jsonl, type: pretrain, text_column: body}]"
+    text = AX.partition("datasets:")[0] + f"pretraining_dataset: {sets}\n"
+    made = translate(file_of(tmp_path, text))
+    assert made.run["objective"] == {"kind": "pretrain"} and lost(made) == []
+    entry = {"file": "t.jsonl", "format": "text", "columns": {"text": "body"}}
+    assert made.run["data"]["train"] == [entry]
+
+
 LF_KEYS = (
     "model_name_or_path adapter_name_or_path trust_remote_code template quantization_bit "
     "quantization_method flash_attn enable_liger_kernel use_unsloth rope_scaling resize_vocab "

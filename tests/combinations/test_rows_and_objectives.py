@@ -20,12 +20,14 @@ from tunewright import story as the_story
 from tunewright.commands import pipeline, pipeline_plan
 from tunewright.commands.dry_run import dry_run
 from tunewright.core import compat
-from tunewright.core.errors import UsageError
+from tunewright.core.errors import DataError, UsageError
 from tunewright.core.registry import objectives
 from tunewright.core.runfile import parse_run
 from tunewright.core.telling import Quiet
 from tunewright.data.reporting import describe
 from tunewright.engine.rollouts.questions import facts_of
+from tunewright.evaluate.asked import read_questions
+from tunewright.evaluate.scoring import evaluate_target
 from tunewright.run.prepare import Plan, prepare
 
 OTHERS = {
@@ -160,6 +162,26 @@ def test_of_rows_with_answers_a_run_that_draws_reads_the_questions_alone(
     assert not any(piece["learnt"] for piece in report["example"]["pieces"])
     assert "learns from its own answers" in describe(report)
     assert facts_of(prepared.data.train_rows[0])["answer"].strip() == LONG.strip()
+
+
+GREETING = {"messages": [{"role": "assistant", "content": "hello, what is it?"}]}
+
+
+def test_a_dialogue_that_is_one_answer_alone_is_learnt_and_never_asked(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = parts.write(tmp_path / "rows.jsonl", [GREETING] * 4 + parts.ROWS["messages"])
+    out = tmp_path / "run"
+    made = parts.run(model, str(rows), out, probes=5)
+    assert made.summary["status"] == "done"
+    asked = (out / "before_after.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(asked) == 3  # of five that were wanted
+    read = read_questions(str(rows))
+    assert [len(read.questions), read.rows, read.left_out] == [3, 7, 4]
+    found = evaluate_target(str(out), str(rows), generate=True, threads=1, tell=Quiet())
+    assert found["loss"]["rows"] == 7 and found["answers"]["asked"] == 3
+    with pytest.raises(DataError, match="a question is empty"):
+        opened(model, "grpo", parts.write(tmp_path / "alone.jsonl", [GREETING] * 4), None)
 
 
 @pytest.mark.parametrize("objective", sorted(parts.LEARNT))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from tunewright.core.words import say
 from tunewright.core.written import spelt
@@ -182,6 +182,14 @@ class Answer:
 
 
 Row = Conversation | PlainText | Preference | Judged | Prompt
+
+
+def asks(row: Row) -> TypeGuard[Conversation | Preference | Judged | Prompt]:
+    """Whether a row asks something. Running text does not, nor does a dialogue that is one answer
+    alone, such as a greeting."""
+    return not isinstance(row, PlainText) and bool(row.question())
+
+
 WITHOUT_DIFFERENCE = "groups_without_difference"
 """The figure of a round: the share of groups whose answers all have one reward."""
 ROW_KINDS = {

@@ -90,7 +90,7 @@ def inspect(
     check: bool = True,
     pack: int | None = None,
     wants: Sequence[str] = (),
-    asks: bool = False,
+    questions_only: bool = False,
 ) -> DataSet:
     """Read, shape, encode, check and split the data of a run, and report on it (keys in
     `docs/data.md`).
@@ -103,8 +103,8 @@ def inspect(
     what folders have for measuring. `pack` says that rows of running text are documents
     (`data.documents`), and how many tokens of short ones make a sample. `wants` are the kinds of
     rows that the objective learns from, the best first: they decide where columns could be read as
-    two formats. `asks`: the model writes the answers itself, so that of every row only the question
-    becomes tokens.
+    two formats. `questions_only`: the model writes the answers itself, so that of every row
+    only the question becomes tokens.
     """
     started = time.perf_counter()
     if renderer is not None:
@@ -114,7 +114,7 @@ def inspect(
     light = Light.of(shown.tokenizer) if shown is not None else None
     limits = [n for n in (config.max_tokens, context_length) if n is not None]
     most = min(limits, default=None)
-    recipe = _recipe(config, shown, light, most, check, pack is not None, asks)
+    recipe = _recipe(config, shown, light, most, check, pack is not None, questions_only)
     run = _Run(config, shown, recipe, entries, seed, wants)
     # Whether the tokenizer can be told to workers and named in a key.
     can_share = light is not None or shown is None
@@ -133,7 +133,7 @@ def inspect(
         "workers": 0 if was_kept else run.workers,
     }
     if refuse:
-        _refuse_worthless(report, findings, config.accept, asks)
+        _refuse_worthless(report, findings, config.accept, questions_only)
     return _data_set(store, report, shown is not None, pack)
 
 
@@ -231,7 +231,7 @@ def _recipe(
     max_tokens: int | None,
     check: bool,
     documents: bool,
-    asks: bool,
+    questions_only: bool,
 ) -> Recipe:
     recipe = Recipe(
         tokenizer=light.state() if light is not None else None,
@@ -242,7 +242,7 @@ def _recipe(
         labels=config.labels,
         check=check,
         documents=documents,
-        asks=asks,
+        questions_only=questions_only,
         good_only=config.good_only,
         turns=config.turns,
     )
@@ -470,10 +470,13 @@ def _after(
 
 
 def _refuse_worthless(
-    report: dict[str, Any], findings: Sequence[Finding], accepted: Sequence[str], asks: bool
+    report: dict[str, Any],
+    findings: Sequence[Finding],
+    accepted: Sequence[str],
+    questions_only: bool,
 ) -> None:
     """Raise DataError for data from which a run could not learn. Rows that only ask, or are only
-    asked (`asks`), have nothing to learn from by themselves: the model will answer."""
+    asked (`questions_only`), have nothing to learn from by themselves: the model will answer."""
     place = report["files"][0] if report["files"] else "data.train"
     if not report["rows_kept"]:
         reasons = ", ".join(
@@ -481,7 +484,11 @@ def _refuse_worthless(
             for entry in report["reasons"].values()
         )
         raise DataError.of("E-DATA-12", place, rows=report["rows_read"], reasons=reasons or "-")
-    learns = not asks and report["tokens_total"] is not None and [*report["kinds"]] != ["prompt"]
+    learns = (
+        not questions_only
+        and report["tokens_total"] is not None
+        and [*report["kinds"]] != ["prompt"]
+    )
     if learns and not report["stop_learnt_share"]:
         raise DataError.of("E-DATA-14", place, answers=report["answers"])
     stopping = [f for f in stops(findings) if f.key in COUNTED and f.key not in accepted]

@@ -29,6 +29,7 @@ from tunewright.core.types import (
     Row,
     Sample,
     Stepwise,
+    asks,
 )
 from tunewright.data.formats.shaping import Dropped
 from tunewright.text.rendered import CannotRender, Rendered
@@ -84,17 +85,17 @@ def encode_rows(
     max_tokens: int | None,
     oversize: Literal["drop", "truncate"] = "drop",
     documents: bool = False,
-    asks: bool = False,
+    questions_only: bool = False,
 ) -> list[EncodedRow | Dropped]:
     """For each row its tokens, or why there are none. Rows are rendered together, because a
     tokenizer is faster with many texts at once.
 
-    `documents`: running text may have any length, because `documents.windows` cuts it. `asks`: of
-    every row the question alone, because the model will write the answer.
+    `documents`: running text may have any length, because `documents.windows` cuts it.
+    `questions_only`: nothing else of a row, because the model will write the answers.
     """
     wanted, forms = [], []
     for row in rows:
-        if asks or isinstance(row, (PlainText, Prompt)):
+        if questions_only or isinstance(row, (PlainText, Prompt)):
             continue
         form = renderer.form_of_row(row)
         for messages in _dialogues(row):
@@ -104,7 +105,7 @@ def encode_rows(
     out: list[EncodedRow | Dropped] = []
     for row in rows:
         try:
-            made = _asked(row, renderer) if asks else _tokens_of(row, rendered, renderer)
+            made = _asked(row, renderer) if questions_only else _tokens_of(row, rendered, renderer)
             most = None if documents and isinstance(row, PlainText) else max_tokens
             out.append(_judged(row, made, most, oversize, renderer))
         except CannotRender as error:
@@ -134,7 +135,8 @@ def _tokens_of(
 
 def _asked(row: Row, renderer: Renderer) -> EncodedRow:
     """The question of a row, of which nothing is learnt. Raises CannotRender."""
-    assert not isinstance(row, PlainText)  # running text asks nothing
+    if not asks(row):
+        raise CannotRender("empty_question")
     messages = row.question()
     renderer.require_written(messages, row.tools)
     branch = EncodedBranch(renderer.prompt(messages, row.tools), [], QUESTION)
@@ -168,8 +170,8 @@ def _judged(
     row: Row, made: EncodedRow, max_tokens: int | None, oversize: str, renderer: Renderer
 ) -> EncodedRow | Dropped:
     """The row, cut where it is too long and may be, or why it is dropped."""
-    asks = made.branches[0].role == QUESTION
-    if not asks and not all(branch.spans for branch in made.branches):
+    is_question = made.branches[0].role == QUESTION
+    if not is_question and not all(branch.spans for branch in made.branches):
         return Dropped(row.origin, "nothing_learnt")
     if len(made.branches) == 2 and made.branches[0].tokens == made.branches[1].tokens:
         return Dropped(row.origin, "same_answers")
@@ -177,7 +179,7 @@ def _judged(
         length = len(branch.tokens)
         if max_tokens is None or length <= max_tokens:
             continue
-        if asks or isinstance(row, Stepwise) or oversize == "drop":
+        if is_question or isinstance(row, Stepwise) or oversize == "drop":
             return Dropped(row.origin, "too_long", f"{length} > {max_tokens}")
         first = branch.spans[-1][0]
         if not _cut(branch, max_tokens, renderer.piece(CUT_MARK)):

@@ -14,7 +14,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, problem
 from tunewright.core.seeds import permutation
 from tunewright.core.telling import Tell, telling_answers
-from tunewright.core.types import Conversation, Message, PlainText, Row
+from tunewright.core.types import Conversation, Message, Row, asks
 from tunewright.core.words import say
 from tunewright.data import inspect
 from tunewright.evaluate.subjects import OnReply, Reply, Subject
@@ -81,13 +81,13 @@ def read_questions(
         DataConfig.model_validate(settings), None, needs_tokens=False, to_train=False, check=False
     )
     rows = found.train_rows
-    asks = [i for i in range(len(rows)) if not isinstance(rows[i], PlainText)]
-    if not asks:
+    asking = [i for i in range(len(rows)) if asks(rows[i])]
+    if not asking:
         raise DataError(problem("E-EVAL-40", data, rows=len(rows)))
-    chosen = asks
-    if limit is not None and limit < len(asks):
-        chosen = sorted(asks[i] for i in permutation(seed, "questions", len(asks))[:limit])
-    return Read([_question(rows[i]) for i in chosen], len(rows), len(rows) - len(asks))
+    chosen = asking
+    if limit is not None and limit < len(asking):
+        chosen = sorted(asking[i] for i in permutation(seed, "questions", len(asking))[:limit])
+    return Read([_question(rows[i]) for i in chosen], len(rows), len(rows) - len(asking))
 
 
 def _question(row: Any) -> Question:

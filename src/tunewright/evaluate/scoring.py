@@ -22,7 +22,7 @@ from tunewright.core.config import DataConfig, EngineConfig
 from tunewright.core.errors import TunewrightError, UsageError, problem
 from tunewright.core.machine import keep_freed_memory, versions
 from tunewright.core.telling import Tell
-from tunewright.core.types import Conversation, Prompt, Sample, turns_of
+from tunewright.core.types import Conversation, Prompt, Sample, asks, turns_of
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.data.beside import columns_beside
@@ -325,7 +325,7 @@ class _Work:
         asked = [
             (row, sample)
             for row, sample in zip(self.data.train_rows, self.data.train, strict=True)
-            if isinstance(row, Conversation | Prompt)
+            if isinstance(row, Conversation | Prompt) and asks(row)
         ]
         if not asked:
             self.warnings += [say("evaluate.warning.nothing_to_answer")] if asked_for else []

@@ -221,7 +221,7 @@ def _objective(sheet: Sheet) -> None:
     theirs = str(sheet.get("rl", ""))
     judged = next((ours for key, ours in JUDGES.items() if sheet.is_on(key)), "sft")
     kind = GOALS.get(theirs, theirs) or judged
-    if not theirs and axolotl_sets.types(sheet) == {"completion"}:
+    if not theirs and axolotl_sets.is_text(sheet):
         kind = "pretrain"
     sheet.run["objective.kind"] = kind
     sheet.take("rl", "objective.kind", kind)

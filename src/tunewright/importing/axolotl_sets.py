@@ -15,6 +15,7 @@ TYPES = {
     "chat_template": "auto",
     "sharegpt": "sharegpt",
     "completion": "text",
+    "pretrain": "text",
     "gpteacher": "alpaca",
     "alpaca_chat": "alpaca",
     "chat_template.default": "preference",
@@ -27,6 +28,7 @@ UNDERSTOOD = {
     "path",
     "data_files",
     "field",
+    "text_column",
     "field_messages",
     "field_chosen",
     "field_rejected",
@@ -59,13 +61,11 @@ MARKS = ("loss", "train", "training", "trainable", "loss_mask", "weight")
 """Names on a turn that say whether it is learnt, as rows here may carry them."""
 
 
-def types(sheet: Sheet) -> set[Any]:
+def is_text(sheet: Sheet) -> bool:
+    """Whether all sets are running text, of which every token is learnt."""
     entries = sheet.get("datasets", [])
-    return (
-        {str(e.get("type")) for e in entries if isinstance(e, dict)}
-        if isinstance(entries, list)
-        else set()
-    )
+    kinds = {str(e.get("type")) for e in entries if isinstance(e, dict)}
+    return kinds == {"completion"} or (not kinds and sheet.has("pretraining_dataset"))
 
 
 def data(sheet: Sheet) -> None:
@@ -220,8 +220,9 @@ def _form(entry: dict[str, Any]) -> dict[str, Any]:
         }
         return {"format": "alpaca", **({"columns": columns} if columns else {})}
     form = TYPES.get(str(kind).split(":")[0], "auto")
-    if kind == "completion" and entry.get("field", "text") != "text":
-        columns["text"] = str(entry["field"])
+    if form == "text":
+        name = str(entry.get("field") or entry.get("text_column") or "text")
+        columns |= {"text": name} if name != "text" else {}
     mapping = entry.get("message_property_mappings")
     if str(kind).startswith("chat_template") and form != "preference" and isinstance(mapping, dict):
         form = "sharegpt" if sorted(mapping.values()) == ["from", "value"] else "messages"

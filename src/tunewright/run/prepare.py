@@ -435,7 +435,7 @@ def _tokens(
         # Objectives that learn from documents take them whole, however long they are.
         pack=objective.pack,
         wants=compat.wanted_rows(config),
-        asks=objective.rollouts is not None,
+        questions_only=objective.rollouts is not None,
     )
     own = objective.own_answers
     drawing = own if own is not None and own.share else objective.rollouts

@@ -21,6 +21,7 @@ from tunewright.core.types import (
     Preference,
     Prompt,
     Stepwise,
+    asks,
 )
 from tunewright.core.words import say
 from tunewright.data import DataSet
@@ -117,18 +118,19 @@ def choose_probes(setting: int | list[Any], data: DataSet) -> list[Probe]:
     # Only the chosen rows are read: the others may be millions.
     held, trained = asking_places(data.held_out_rows), asking_places(data.train_rows)
     pool = len(held) if len(held) >= setting else len(held) + len(trained)
-    chosen = sorted(permutation(0, "probes", pool)[:setting])
-    rows = [
-        (data.held_out_rows[held[i]], "held_out")
-        if i < len(held)
-        else (data.train_rows[trained[i - len(held)]], "train")
-        for i in chosen
-    ]
-    return [
-        Probe(_last_question(row), row.question(), row.answer(), kind, is_row=True)
-        for row, kind in rows
-        if not isinstance(row, PlainText)
-    ]
+    found: dict[int, Probe] = {}
+    for i in permutation(0, "probes", pool):
+        if len(found) == setting:
+            break
+        rows, place, kind = (
+            (data.held_out_rows, held[i], "held_out")
+            if i < len(held)
+            else (data.train_rows, trained[i - len(held)], "train")
+        )
+        row = rows[place]
+        if asks(row):
+            found[i] = Probe(_last_question(row), row.question(), row.answer(), kind, is_row=True)
+    return [probe for _, probe in sorted(found.items())]
 
 
 def under(system: str | None, probes: list[Probe]) -> list[Probe]:

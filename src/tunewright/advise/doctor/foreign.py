@@ -24,7 +24,7 @@ from tunewright.core.errors import ModelError, UsageError
 from tunewright.core.machine import return_freed_memory
 from tunewright.core.registry import kinds_of_peft_type
 from tunewright.core.telling import Tell
-from tunewright.core.types import Conversation, Judged, Preference, Prompt
+from tunewright.core.types import Conversation, Preference, asks
 from tunewright.core.words import say
 from tunewright.data import DataSet, inspect
 from tunewright.engine import opening
@@ -284,7 +284,7 @@ class _Probe:
         rows = [
             (i, row)
             for i, row in enumerate(self.read.train_rows)
-            if isinstance(row, Conversation | Preference | Judged | Prompt) and row.answer().strip()
+            if asks(row) and row.answer().strip()
         ][:ANSWERED]
         if not rows:
             return []
@@ -299,7 +299,7 @@ class _Probe:
         model.forget()
         return [
             Asked(
-                question=row.question()[-1].content if row.question() else "",
+                question=row.question()[-1].content,
                 expected=row.answer(),
                 after=one.text,
                 cut=one.end not in ("stop", "context", "no_room"),

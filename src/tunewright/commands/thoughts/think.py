@@ -23,7 +23,7 @@ from tunewright.core.config import DataConfig
 from tunewright.core.errors import DataError, UsageError, problem
 from tunewright.core.files import write_bytes, write_json
 from tunewright.core.telling import Tell
-from tunewright.core.types import Conversation, Message, Prompt, Row
+from tunewright.core.types import Conversation, Message, Prompt, Row, asks
 from tunewright.core.words import say
 from tunewright.data import inspect
 from tunewright.data.beside import columns_beside
@@ -135,6 +135,7 @@ def _to_ask(every: Sequence[Row], rows: str) -> list[Asked]:
         if isinstance(row, Conversation)
         and row.messages[-1].role == "assistant"
         and row.messages[-1].content.strip()
+        and asks(row)
     ]
     if bad or not answered:
         where = ", ".join(str(row.origin) for row in (bad or every)[:3])

@@ -43,7 +43,7 @@ class Recipe:
     """Running text longer than `max_tokens` is cut into windows."""
     thinking: dict[str, Any] = field(default_factory=dict)
     """The renderer's `Thinking`."""
-    asks: bool = False
+    questions_only: bool = False
     """Only the questions of rows become tokens: the model will write the answers."""
     good_only: bool = False
     """Only good answers stay (`good_answers`)."""
@@ -156,7 +156,7 @@ class Preparer:
             max_tokens=recipe.max_tokens,
             oversize=recipe.oversize,
             documents=recipe.documents,
-            asks=recipe.asks,
+            questions_only=recipe.questions_only,
         )
         encoded: list[EncodedRow] = []
         rows, values = found.rows, found.values
