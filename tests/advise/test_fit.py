@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny
+from helpers import causal, tiny
 
 from tunewright.advise import changes, fit, memory, speed
 from tunewright.advise.question import GUESSED_TOKENS
@@ -301,6 +301,51 @@ def test_the_probe_takes_a_moment_and_leaves_the_threads_alone() -> None:
     assert speed.PROBE_SECONDS <= 0.2  # after which no other product is begun
     rate = speed.measured_rate(changes.ladder()[0], dtype="float32", device="cpu", threads=1)
     assert 1e8 < rate < 1e14 and torch.get_num_threads() == threads
+
+
+MAMBA_130M = {
+    "model_type": "mamba",
+    "hidden_size": 768,
+    "num_hidden_layers": 24,
+    "intermediate_size": 1536,
+    "state_size": 16,
+    "vocab_size": 50280,
+    "tie_word_embeddings": True,
+}
+
+
+def test_a_state_space_has_no_heads_and_is_counted_all_the_same() -> None:
+    shape = ModelShape.from_config(MAMBA_130M)
+    # state-spaces/mamba-130m-hf has 129,135,360 weights; the thin products of a block are left out.
+    assert 0.9 < shape.parameters / 129_135_360 < 1.0
+    expanded = {key: value for key, value in MAMBA_130M.items() if key != "intermediate_size"}
+    wide = ModelShape.from_config(
+        {**expanded, "model_type": "mamba2", "expand": 2, "num_heads": 24}
+    )
+    assert wide.matrices == shape.matrices and wide.heads == 24
+
+
+def test_sizes_are_found_under_the_names_of_decoders_and_hybrids() -> None:
+    bart = {
+        "model_type": "bart", "d_model": 64, "decoder_layers": 3, "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 96, "vocab_size": 320,
+    }  # fmt: skip
+    shape = ModelShape.from_config(bart)
+    assert (shape.layers, shape.heads, shape.inner) == (3, 4, 96)
+    listed = {**LLAMA_70B, "num_hidden_layers": None, "hybrid_override_pattern": "M-M*-"}
+    assert ModelShape.from_config(listed).layers == 5
+    assert ModelShape.from_config({**LLAMA_70B, "num_attention_heads": None}).heads == 128
+    with pytest.raises(UsageError, match="num_attention_heads"):
+        ModelShape.from_config({**LLAMA_70B, "num_attention_heads": "64"})
+
+
+@pytest.mark.slow
+def test_every_family_that_is_listed_has_sizes_that_can_be_read() -> None:
+    """Otherwise `train` would refuse what docs/models.md says it trains."""
+    for kind in causal.types():
+        if kind not in causal.CANNOT:
+            config = json.loads(causal.config_of(kind).to_json_string(use_diff=True))
+            assert ModelShape.from_config(config).layers > 0, kind
 
 
 @pytest.mark.parametrize(

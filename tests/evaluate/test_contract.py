@@ -118,7 +118,7 @@ def test_a_contract_that_is_not_there(tmp_path: Path) -> None:
     assert codes(e.value) == ["E-GATE-17"] and e.value.exit_code == 2
     (found,) = e.value.problems
     assert "contract" in found.what()
-    assert f"tunewright init --data FILE --contract {tmp_path / 'none.yaml'}" in found.remedy()
+    assert f"tunewright init FILE --contract {tmp_path / 'none.yaml'}" in found.remedy()
     with pytest.raises(TunewrightError) as e:
         load(tmp_path)  # a run folder in the contract's place
     assert codes(e.value) == ["E-GATE-17"]

@@ -115,7 +115,7 @@ def demo(
 
 @speaks
 def init(
-    data: Annotated[str, typer.Argument(help=say("cli.data"))],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=say("cli.data"))],
     file: Annotated[Path, typer.Option("--file", help=say("cli.init.file"))] = Path("run.yaml"),
     model: Annotated[str | None, typer.Option(help=say("cli.model"))] = None,
     columns: ColumnsFlag = None,

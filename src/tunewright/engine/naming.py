@@ -139,7 +139,8 @@ def _named(
                     "E-RUN-05",
                     str(folder),
                     folder=folder,
-                    status=run_folder.read_summary(folder).get("status", "-"),
+                    status=run_folder.read_summary(folder).get("status")
+                    or say("run.status_unknown"),
                 )
             )
     elif is_saved(folder):

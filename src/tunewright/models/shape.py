@@ -17,12 +17,18 @@ from tunewright.models import anatomy
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 NAMES = {
-    "hidden": ("hidden_size", "n_embd", "d_model", "dim"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "dim", "emb_dim"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
     "vocabulary": ("vocab_size",),
 }
-INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads", "decoder_attention_heads")
+INNER = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "decoder_ffn_dim")
+LAYER_LISTS = ("layer_types", "layers_block_type", "hybrid_override_pattern")
+"""One entry, or one letter, a block: some families say how many they have in no other way."""
+STATE_SPACES = {"mamba", "mamba2", "falcon_mamba"}
+"""Families whose blocks have no attention and no feed-forward part: one matrix in, one out."""
+WITHOUT_HEADS = 64
+"""Width of a head where a family states none, as recurrent ones do."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 TIED = {
     "gemma",
@@ -90,19 +96,22 @@ class ModelShape:
     def from_config(cls, config: Mapping[str, Any], weight_bytes: int = 0) -> ModelShape:
         """The shape that a raw `config.json` describes. Raises UsageError (E-FIT-02) when a size is
         missing or absurd."""
-        text = config.get("text_config")
+        text = config.get("text_config", config.get("global_config"))
         text = {**config, **text} if isinstance(text, Mapping) else dict(config)
         sizes = {name: _number(text, keys) for name, keys in NAMES.items()}
+        sizes["layers"] = sizes["layers"] or _listed_layers(text)
+        heads = _heads(text, sizes["hidden"])
         wrong = [NAMES[name][0] for name, value in sizes.items() if not 0 < value <= LARGEST]
+        wrong += [HEADS[0]] if not wrong and not 0 < heads <= LARGEST else []
         if wrong:
             raise UsageError(problem("E-FIT-02", "config.json", keys=", ".join(wrong)))
-        hidden, layers, heads = sizes["hidden"], sizes["layers"], sizes["heads"]
+        hidden, layers = sizes["hidden"], sizes["layers"]
         family = str(text.get("model_type") or "llama")
         head_dim = _number(text, ("head_dim",)) or max(1, hidden // heads)
         kv_heads = _number(text, ("num_key_value_heads",)) or (
             1 if text.get("multi_query") else heads
         )
-        inner = _number(text, INNER) or 4 * hidden
+        inner = _number(text, INNER) or (_number(text, ("expand",)) or 4) * hidden
         tied = text.get("tie_word_embeddings")
         experts = _number(text, EXPERTS)
         matrices, targets = _matrices(
@@ -180,10 +189,30 @@ def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
     return 0
 
 
+def _listed_layers(config: Mapping[str, Any]) -> int:
+    """The blocks of a family that lists what each of them is and counts them nowhere."""
+    lists = (config.get(key) for key in LAYER_LISTS)
+    return next((len(found) for found in lists if isinstance(found, list | str)), 0)
+
+
+def _heads(config: Mapping[str, Any], hidden: int) -> int:
+    """Heads of attention; for a family that has none, as many as would be usual. 0 where what is
+    stated cannot be."""
+    keys = (*HEADS, "num_heads")
+    stated = any(config.get(key) is not None for key in keys)
+    return _number(config, keys) if stated else max(1, hidden // WITHOUT_HEADS)
+
+
 def _matrices(
     family: str, layers: int, hidden: int, query: int, kv: int, inner: int
 ) -> tuple[dict[str, Matrix], dict[str, str]]:
     """Role -> matrices, and module name -> role, by the family's card."""
+    if family in STATE_SPACES:
+        thin = {"attention.qkv": (hidden, 2 * inner), "attention.output": (inner, hidden)}
+        return (
+            {role: Matrix(layers, *size) for role, size in thin.items()},
+            {"in_proj": "attention.qkv", "out_proj": "attention.output"},
+        )
     card = cards().get(family) or cards()["llama"]
     sizes = {
         "attention.query": (hidden, query),

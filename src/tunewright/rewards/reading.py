@@ -396,7 +396,9 @@ def _reward_run(folder: Path, place: str) -> Path:
     except (OSError, ValueError, AttributeError):
         status = None
     if status != "done":
-        raise ConfigError(problem("E-REWARD-06", place, folder=folder, status=status or "-"))
+        raise ConfigError(
+            problem("E-REWARD-06", place, folder=folder, status=status or say("run.status_unknown"))
+        )
     return folder
 
 

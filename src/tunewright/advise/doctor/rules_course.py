@@ -6,6 +6,7 @@ import math
 
 from tunewright.advise.doctor.facts import Course, Facts
 from tunewright.advise.doctor.outcome import KNOWN, held_fall, learnt, learnt_well, trend
+from tunewright.core.words import say
 from tunewright.record.diagnosis import Finding, Severity
 
 FEW_SKIPPED = 0.05
@@ -155,7 +156,7 @@ def unfinished(facts: Facts) -> Finding | None:
     return Finding(
         "run_failed" if failed else "run_unfinished",
         "bad" if failed else "warn",
-        evidence | {"reason": course.why or "-"},
+        evidence | {"reason": course.why or say("run.status_unknown")},
     )
 
 
