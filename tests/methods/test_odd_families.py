@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,3 +277,17 @@ def test_an_adapter_on_blocks_that_share_a_weight_is_not_merged() -> None:
     assert entry is not None
     attached = put_new(entry.config(rank=2), model, anatomy.of(model), "tiny")
     assert attached.merge is None and attached.merge_reason.count("shared_transf") == 2
+
+
+def test_a_state_space_is_trained_as_any_other_model(tmp_path: Path) -> None:
+    """Its configuration states no heads, and the estimate before a run needs none."""
+    from helpers import building, causal, story
+
+    model = causal.model_of("mamba", vocab_size=320)
+    model.save_pretrained(tmp_path / "model")
+    building.make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = story.rows_file(tmp_path / "rows.json", 4)
+    words = story.words(tmp_path / "model", rows, tmp_path / "run", "engine.epochs=1", "probes=1")
+    done = story.tunewright(*words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
