@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import story
+from helpers import building, causal, story
 
 from tunewright.bench.speed import bench
 from tunewright.core.runfile import parse_run
@@ -65,3 +65,17 @@ def test_bench_keeps_activations_where_training_does(
     assert ours.stepper.policy.cache.hits >= 8 and ours.stepper.policy.cache.misses <= 8
     assert figures["train_seconds"] == pytest.approx(first / 3 + again * 2 / 3, abs=0.01)
     assert figures["samples_per_second"] == pytest.approx(8 / figures["train_seconds"], rel=0.05)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba"])
+def test_the_certificate_is_of_the_layout_in_which_the_run_learns(
+    family: str, tmp_path: Path
+) -> None:
+    """Branches cannot share the state of a convolution or a recurrence: such a model is trained
+    one sample a row, and certified so."""
+    causal.model_of(family, vocab_size=320).save_pretrained(tmp_path / family)
+    building.make_tokenizer().save_pretrained(tmp_path / family)
+    more = {"model": str(tmp_path / family), "method.kind": "lora"}
+    keys = {key: value for key, value in given(tmp_path).items() if key != "method.blocks"} | more
+    found = bench(parse_run(keys, dict.fromkeys(keys, "test")), steps=1, tell=Quiet())
+    assert found["layout"] == "padded" and found["certificate"]["passed"], found

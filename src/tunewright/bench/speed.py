@@ -42,7 +42,7 @@ def bench(
     plan = prepare(parsed, tell, out_matters=False)
     figures = _measure(plan, steps, tell)
     if certificate:
-        figures["certificate"] = _certify(plan, tell)
+        figures["certificate"] = _certify(plan, figures["layout"], tell)
     return figures
 
 
@@ -125,7 +125,7 @@ def _prepare_reference(stepper: Stepper, samples: Sequence[Sample]) -> None:
     stepper.policy.reference = store
 
 
-def _certify(plan: Plan, tell: Tell) -> dict[str, Any]:
+def _certify(plan: Plan, layout: str, tell: Tell) -> dict[str, Any]:
     from tunewright.bench.certificate import bench_certificate, pick
 
     if not pick(plan.data.train):
@@ -137,6 +137,7 @@ def _certify(plan: Plan, tell: Tell) -> dict[str, Any]:
         plan.data.train,
         method=kind_of(plan.config.method),
         config=plan.config.method,
+        layout=layout,
         attention="flex" if plan.config.engine.attention == "flex" else "blocks",
     )
     for line in found.lines():
