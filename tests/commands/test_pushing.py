@@ -17,7 +17,7 @@ from helpers.stub_modelscope import ModelScope
 
 import tunewright
 from tunewright.commands import pushing
-from tunewright.core.errors import TunewrightError, UsageError
+from tunewright.core.errors import ModelError, TunewrightError, UsageError
 from tunewright.core.telling import Quiet
 
 
@@ -168,9 +168,12 @@ def test_nothing_to_publish_and_nobody_logged_in_are_said(
 ) -> None:
     import huggingface_hub
 
-    for folder in (tmp_path, tmp_path / "missing"):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(UsageError, match="E-PUSH-04"):
             push(folder)
+    with pytest.raises(ModelError, match="E-MODEL-01.*missing: no such folder"):
+        push(tmp_path / "missing")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UsageError, match="E-PUSH-07"):
         push(run)
