@@ -69,6 +69,23 @@ def test_the_hub_gets_exactly_the_listed_files_once(run: Path, hub: Hub) -> None
     assert set(hub.uploads.values()) == {1} and repo["commits"] == 1
 
 
+def test_only_an_adapter_needs_a_base_that_has_a_name(run: Path, tmp_path: Path) -> None:
+    from tunewright.export import merge
+
+    said: list[str] = []
+
+    class Heard(Quiet):
+        def line(self, text: str) -> None:
+            said.append(text)
+
+    pushing.push(run, "me/tuned", dry_run=True, tell=Heard())
+    assert [line for line in said if "--base OWNER/MODEL" in line]
+    merge.merge_run(run, tmp_path / "merged", tell=Quiet())
+    said.clear()
+    pushing.push(tmp_path / "merged", "me/tuned", dry_run=True, tell=Heard())
+    assert said == ["not sent: merge.json"]
+
+
 def test_nothing_of_the_data_or_of_this_machine_is_sent(run: Path, hub: Hub) -> None:
     push(run)
     files = hub.repos["me/tuned"]["files"]

@@ -85,7 +85,7 @@ def push(
     found = {**package.as_dict(), "to": to, "private": not public, "card": package.card}
     for path in package.left_out:
         tell.line(say("push.left_out", path=path))
-    if package.base is None:
+    if package.base is None and "adapter_config.json" in package.files:
         tell.line(say("push.no_base"))
     if dry_run:
         return {**found, "sent": False}
