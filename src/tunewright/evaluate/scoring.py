@@ -325,7 +325,7 @@ class _Work:
         asked = [
             (row, sample)
             for row, sample in zip(self.data.train_rows, self.data.train, strict=True)
-            if isinstance(row, Conversation | Prompt) and asks(row)
+            if asks(row) and isinstance(row, Conversation | Prompt)
         ]
         if not asked:
             self.warnings += [say("evaluate.warning.nothing_to_answer")] if asked_for else []

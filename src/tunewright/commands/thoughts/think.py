@@ -132,10 +132,10 @@ def _to_ask(every: Sequence[Row], rows: str) -> list[Asked]:
     answered = [
         (place, row)
         for place, row in enumerate(every)
-        if isinstance(row, Conversation)
+        if asks(row)
+        and isinstance(row, Conversation)
         and row.messages[-1].role == "assistant"
         and row.messages[-1].content.strip()
-        and asks(row)
     ]
     if bad or not answered:
         where = ", ".join(str(row.origin) for row in (bad or every)[:3])
