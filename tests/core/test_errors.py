@@ -164,6 +164,7 @@ def test_a_sentence_that_names_the_place_gets_it(
         ("run.yaml, line 3", "run.yaml，第 3 行"),
         ("line 3", "第 3 行"),
         ("command line", "命令行"),
+        ("demo", "演示自带的设置"),
         ("rows.jsonl", "rows.jsonl"),
     ],
 )

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
+from tunewright.core.telling import width
 from tunewright.core.words import error_codes, error_text, say
 from tunewright.models import proven
 from tunewright.models.shape import ModelShape, trainable_parameters
@@ -266,8 +266,3 @@ def align(lines: Iterable[list[str]]) -> list[str]:
         ).rstrip()
         for line in cells
     ]
-
-
-def width(text: str) -> int:
-    """Places that a text takes on a terminal."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

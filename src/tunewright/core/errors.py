@@ -33,8 +33,8 @@ LINE = re.compile(r"(?:^|, )line (?P<line>\d+)(?:, column (?P<column>\d+))?$")
 
 def place_words(where: str) -> str:
     """A place in the reader's language: the file and the key stay, the words round them do not.
-    `run.yaml, line 9` and `command line` are such places (`ParsedRun.source`)."""
-    if where in ("command line", "default"):
+    `run.yaml, line 9`, `command line` and `demo` are such places (`ParsedRun.source`)."""
+    if where in ("command line", "default", "demo"):
         return say(f"place.{where.replace(' ', '_')}")
     found = LINE.search(where)
     if found is None:
