@@ -35,6 +35,8 @@ WRONG = [
     (["serve", "runs/mine", "--port", "abc"], "E-RUN-25", "'abc'"),
     (["serve", "runs/mine", "--port", "99999"], "E-RUN-25", "65535"),
     (["train", "--json=3"], "E-RUN-25", "--json"),
+    (["train", "——model", "x"], "E-RUN-28", "`--model`"),
+    (["train", "run.yaml", "engine.epochs＝3"], "E-RUN-28", "`engine.epochs=3`"),
     (["export", "merge", "a", "b", "c d", "e"], "E-RUN-26", "c d e"),
 ]
 
@@ -58,6 +60,11 @@ def test_a_refusal_nobody_foresaw_keeps_typers_words() -> None:
     found = understanding._problem(typer.BadParameter("the moon is full"))
     assert (found.code, found.fields["usage"]) == ("E-RUN-27", "tunewright")
     assert "the moon is full" in found.what()
+
+
+def test_a_question_may_hold_any_sign() -> None:
+    done = tunewright("chat", "no-such-run", "-q", "——什么是＝号？")
+    assert "E-RUN-28" not in done.stderr
 
 
 def test_machines_get_the_refusal_as_json() -> None:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tunewright.cli.speaking import told
-from tunewright.core.errors import Problem, TunewrightError, UsageError, problem
+from tunewright.core.errors import Problem, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.telling import width
 from tunewright.core.words import catalogue, say
 
@@ -37,6 +37,11 @@ PIECES = re.compile(
     rf"\s+|\[[^\[\]]*[{SIGN}][^\[\]]*\]|[{OPEN}]*(?:[^\s{SIGN}]+|[{SIGN}])[{CLOSED}]*"
 )
 """What a line may be cut between: words, and Chinese signs with the punctuation that clings."""
+
+
+WIDE = re.compile(r"^(?:[—–－−]+(?=[A-Za-z])|[A-Za-z_.]+＝)")
+"""How a word begins that was typed with a Chinese keyboard, or that a text editor made nicer:
+`——model`, `engine.epochs＝3`."""
 
 
 def fold(text: str, columns: int) -> list[str]:
@@ -182,6 +187,7 @@ class Group(_Speaking, TyperGroup):
             return super().main(args, standalone_mode=False, **more)
         words = sys.argv[1:] if args is None else list(args)
         try:
+            _require_plain_signs(words)
             code = super().main(args, standalone_mode=False, **more)
         except typer.Abort:
             print(say("help.aborted"), file=sys.stderr)
@@ -213,6 +219,16 @@ class App(typer.Typer):
     def command(self, name: str | None = None, **given: Any) -> Any:
         """As Typer's."""
         return super().command(name, cls=Command, **given)
+
+
+def _require_plain_signs(words: Sequence[str]) -> None:
+    """Raise UsageError for dashes and equals signs that are not those of a keyboard."""
+    wrong = [
+        problem("E-RUN-28", word=word, meant=re.sub("^[—–－−]+", "--", word).replace("＝", "="))
+        for word in words
+        if WIDE.match(word)
+    ]
+    raise_all(wrong, UsageError)
 
 
 def _near(names: Sequence[str]) -> str:

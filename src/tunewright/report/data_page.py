@@ -143,7 +143,7 @@ def row_page(row: Shown, name: str) -> str:
     parts: list[Child] = [
         el(
             "p",
-            say("show.head", row=row.row, origin=row.origin, kind=say(f"list.rows.{row.kind}")),
+            say("show.head", row=row.row, origin=row.origin, kind=say(f"rows.kind.{row.kind}")),
             class_="muted",
         )
     ]
