@@ -17,7 +17,7 @@ from helpers.stub_modelscope import ModelScope
 
 import tunewright
 from tunewright.commands import pushing
-from tunewright.core.errors import TunewrightError, UsageError
+from tunewright.core.errors import ModelError, TunewrightError, UsageError
 from tunewright.core.telling import Quiet
 
 
@@ -67,6 +67,23 @@ def test_the_hub_gets_exactly_the_listed_files_once(run: Path, hub: Hub) -> None
     assert set(hub.uploads.values()) == {1}
     push(run)
     assert set(hub.uploads.values()) == {1} and repo["commits"] == 1
+
+
+def test_only_an_adapter_needs_a_base_that_has_a_name(run: Path, tmp_path: Path) -> None:
+    from tunewright.export import merge
+
+    said: list[str] = []
+
+    class Heard(Quiet):
+        def line(self, text: str) -> None:
+            said.append(text)
+
+    pushing.push(run, "me/tuned", dry_run=True, tell=Heard())
+    assert [line for line in said if "--base OWNER/MODEL" in line]
+    merge.merge_run(run, tmp_path / "merged", tell=Quiet())
+    said.clear()
+    pushing.push(tmp_path / "merged", "me/tuned", dry_run=True, tell=Heard())
+    assert said == ["not sent: merge.json"]
 
 
 def test_nothing_of_the_data_or_of_this_machine_is_sent(run: Path, hub: Hub) -> None:
@@ -168,9 +185,12 @@ def test_nothing_to_publish_and_nobody_logged_in_are_said(
 ) -> None:
     import huggingface_hub
 
-    for folder in (tmp_path, tmp_path / "missing"):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file"):
         with pytest.raises(UsageError, match="E-PUSH-04"):
             push(folder)
+    with pytest.raises(ModelError, match="E-MODEL-01.*missing: no such folder"):
+        push(tmp_path / "missing")
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(UsageError, match="E-PUSH-07"):
         push(run)

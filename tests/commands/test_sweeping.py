@@ -129,8 +129,10 @@ def test_the_same_seed_gives_the_same_trials(place: Path, tmp_path: Path) -> Non
 
 @pytest.mark.peer
 def test_settings_that_do_not_go_together_end_their_trial_and_not_the_sweep(
-    place: Path, tmp_path: Path
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Quiet, "line", lambda self, text: said.append(text))
     found = sweep(
         place, tmp_path / "s", "engine.least_rate=0.0,0.1", "engine.schedule=cosine,constant"
     )
@@ -138,6 +140,8 @@ def test_settings_that_do_not_go_together_end_their_trial_and_not_the_sweep(
     assert how[0.1, "constant"] == "refused" and how[0.0, "constant"] in ("done", "pruned")
     told = next(t for t in found["trials"] if t["status"] == "refused")
     assert told["problem"]["code"] == "E-COMPAT-12"
+    (line,) = [n for n, text in enumerate(said) if "refused" in text]
+    assert said[line + 1].startswith("  E-COMPAT-12")
 
 
 @pytest.mark.peer

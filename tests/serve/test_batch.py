@@ -200,6 +200,8 @@ def test_what_asks_nothing_is_said_before_a_model_is_read(tmp_path: Path) -> Non
         prompts.write_bytes(text)
         done = story.tunewright("batch", "no-such-model", str(prompts), str(tmp_path / "out"))
         assert done.returncode == 2 and "E-BATCH-01" in done.stderr
+    done = story.tunewright("batch", "no-such-model", "none.jsonl", str(tmp_path / "out"))
+    assert done.returncode == 2 and "E-DATA-01  none.jsonl: no such file" in done.stderr
     prompts.write_text("x", encoding="utf-8")
     (tmp_path / "schema").write_text("[]", encoding="utf-8")
     words = ["batch", "no-such-model", str(prompts), str(tmp_path / "out")]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import faults
-from tunewright.core.errors import TunewrightError, UsageError, problem, raise_all
+from tunewright.core.errors import ModelError, TunewrightError, UsageError, problem, raise_all
 from tunewright.core.files import readable_size, sha256_of
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -85,7 +85,7 @@ def push(
     found = {**package.as_dict(), "to": to, "private": not public, "card": package.card}
     for path in package.left_out:
         tell.line(say("push.left_out", path=path))
-    if package.base is None:
+    if package.base is None and "adapter_config.json" in package.files:
         tell.line(say("push.no_base"))
     if dry_run:
         return {**found, "sent": False}
@@ -110,9 +110,12 @@ def _wrong(name: str, to: str, base: str | None) -> list[Any]:
 
 
 def pack(source: Path, name: str, base: str | None, tell: Tell) -> Package:
-    """What of a run or an export is sent. Raises UsageError."""
+    """What of a run or an export is sent. Raises UsageError, and ModelError for a folder that is
+    not there."""
     if (source / "run.yaml").is_file():
         return _pack_run(source, name, base, tell)
+    if not source.exists():
+        raise ModelError.of("E-MODEL-01", spec=str(source))
     if not source.is_dir():
         raise UsageError.of("E-PUSH-04", str(source), folder=source)
     package = Package(name, base)

@@ -152,6 +152,8 @@ def _go_on(sweep: Sweep, tell: Tell) -> dict[str, Any]:
         _require_value(sweep, trial)
         _write_out(sweep)
         tell.line(line_of(sweep, trial))
+        for line in trial.reason.splitlines():
+            tell.line(f"  {line}")
     sweep.write()
     _write_out(sweep)
     best = sweep.best

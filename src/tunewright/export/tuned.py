@@ -59,6 +59,8 @@ class Tuned:
         `models` also anything that is a model. Raises UsageError and ModelError."""
         folder = Path(run)
         if not (models or (folder / "run.yaml").is_file() or is_saved(folder)):
+            if not folder.exists():
+                raise ModelError.of("E-MODEL-01", spec=str(run))
             raise UsageError.of("E-EXPORT-02", str(run))
         target = opening.find(str(run), tell)
         alone = target.adapter is not None or target.run is None

@@ -92,6 +92,8 @@ class _Open:
 def read_rows(path: Path, defaults: dict[str, Any], about: str) -> list[Row]:
     """The rows of a JSONL file (or one text a line). `defaults` are settings of rows that bring
     none, `about` says who answers. Raises DataError with every row that is none."""
+    if not path.exists():
+        raise DataError.of("E-DATA-01", str(path), file=str(path), here=str(Path.cwd()))
     try:
         lines = _table(path) or _lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
