@@ -15,6 +15,7 @@ from tunewright.advise import listing
 from tunewright.core import registry
 from tunewright.core.errors import TunewrightError
 from tunewright.core.families import cards
+from tunewright.core.telling import width
 from tunewright.core.words import catalogue, error_codes, set_language
 from tunewright.models import anatomy, proven
 from tunewright.models.shape import ModelShape, trainable_parameters
@@ -122,7 +123,7 @@ def test_a_table_stands_in_columns_and_names_everything(what, lang):
     assert len(table) == len(rows) + 1
     first = "code" if what == "errors" else "name"
     assert [line.split()[0] for line in table[1:]] == [row[first] for row in rows]
-    starts = [listing.width(line[: len(line) - len(line.split(None, 1)[1])]) for line in table[1:]]
+    starts = [width(line[: len(line) - len(line.split(None, 1)[1])]) for line in table[1:]]
     assert len(set(starts)) == 1, "the second column does not begin at one place"
     if lang == "zh":
         plain = [
@@ -133,7 +134,7 @@ def test_a_table_stands_in_columns_and_names_everything(what, lang):
 
 def test_a_chinese_sign_takes_two_places():
     assert (
-        listing.width("秩 rank")
+        width("秩 rank")
         == 7
         == sum(1 + (unicodedata.east_asian_width(c) == "W") for c in "秩 rank")
     )

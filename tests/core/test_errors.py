@@ -3,7 +3,11 @@ once."""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import re
+import socket
 import string
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from tunewright.core.errors import (
     UsageError,
     problem,
     raise_all,
+    system_reason,
 )
 from tunewright.core.runfile import read_yaml
 from tunewright.core.words import (
@@ -159,6 +164,7 @@ def test_a_sentence_that_names_the_place_gets_it(
         ("run.yaml, line 3", "run.yaml，第 3 行"),
         ("line 3", "第 3 行"),
         ("command line", "命令行"),
+        ("demo", "演示自带的设置"),
         ("rows.jsonl", "rows.jsonl"),
     ],
 )
@@ -180,3 +186,23 @@ def test_a_list_of_rows_given_as_the_run_file_is_told_to_be_data(tmp_path: Path)
     file.write_text("[1, 2]", encoding="utf-8")
     with pytest.raises(ConfigError, match="no keys and values"):
         read_yaml(file)
+
+
+@pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EACCES, errno.ENOSPC, errno.ENOENT])
+def test_what_the_system_refuses_is_said_in_the_readers_language(number: int) -> None:
+    refusal = problem("E-RUN-03", "runs/mine", cause=OSError(number, os.strerror(number), "file"))
+    with speaking("zh"):
+        assert not re.search("[A-Za-z]", refusal.what())
+        said = json.loads(json.dumps(refusal.as_dict(), ensure_ascii=False))
+        assert said["what"] == refusal.what()
+    with speaking("en"):
+        assert say(f"system.{errno.errorcode[number]}") in refusal.what()
+
+
+def test_a_host_that_nobody_knows_is_said_and_what_has_no_words_keeps_the_systems() -> None:
+    with speaking("zh"):
+        assert system_reason(socket.gaierror(-2, "Name or service not known")) == say(
+            "system.NO_HOST"
+        )
+        assert system_reason(OSError(errno.ENOTTY, "Not a typewriter")) == "Not a typewriter"
+        assert system_reason(OSError("the disk is away")) == "the disk is away"

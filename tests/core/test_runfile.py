@@ -136,6 +136,46 @@ def test_guesses(key: str, guess: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["modules_to_save=[embed]"], "E-CONFIG-03", "`method.modules_to_save`"),
+        (["optimizer=adamw"], "E-CONFIG-03", "`engine.optimizer`"),
+        (["method.lora_targets=q"], "E-CONFIG-03", "`method.targets`"),
+        (["lora_target=q_proj,v_proj"], "E-CONFIG-04", "`method.targets=[q_proj,v_proj]`"),
+        (["additional_target=lm_head"], "E-CONFIG-04", "`method.modules_to_save=[lm_head]`"),
+        (["use_dora=true"], "E-CONFIG-04", "`method.dora=true`"),
+        (["objective.beta=0.2"], "E-CONFIG-48", "dpo"),
+        (["beta=0.2"], "E-CONFIG-48", "dpo"),
+        (["method.kind=full", "method.targets=[q]"], "E-CONFIG-48", "lora"),
+        (["save_total_limit=3"], "E-CONFIG-49", "Remove it"),
+        (["method.init=pissa"], "E-CONFIG-05", "method.pissa"),
+        (["outdir=x"], "E-CONFIG-05", "model, adapter, data, base, method, objective, engine, out"),
+    ],
+)
+def test_an_unknown_key_is_told_what_it_may_be_here(words: list[str], code: str, said: str) -> None:
+    (found,) = problems(None, "model=m", "data.train=d", *words)
+    assert found.code == code and said in found.line()
+
+
+def test_a_file_of_another_system_is_told_how_it_is_converted(tmp_path: Path) -> None:
+    theirs = "model_name_or_path: m\ndo_train: true\ndataset: d\nlora_rank: 8\nseed: 1\n"
+    found = problems(write(tmp_path, theirs))
+    assert [p.code for p in found] == [
+        "E-CONFIG-50", "E-CONFIG-04", "E-CONFIG-49", "E-CONFIG-04", "E-CONFIG-04", "E-CONFIG-03",
+    ]  # fmt: skip
+    assert "`tunewright import run.yaml mine.yaml`" in found[0].line()
+    few = problems(write(tmp_path, GOOD + "lora_rank: 8\nlr: 1e-4\n"))
+    assert [p.code for p in few] == ["E-CONFIG-04", "E-CONFIG-04"]
+
+
+def test_what_a_command_sets_itself_is_not_said_to_be_typed() -> None:
+    own = {"engine.epochs": 4, "engine.learning_rate": 1e-3}
+    run = load_run(None, ["model=m", "data.train=d", "engine.epochs=2"], own=own, of="demo")
+    assert (run.config.engine.epochs, run.source("engine.epochs")) == (2, "command line")
+    assert (run.given["engine.learning_rate"], run.source("engine.learning_rate")) == (1e-3, "demo")
+
+
 def test_a_key_that_resembles_nothing_gets_the_list_of_its_section() -> None:
     (found,) = problems(None, "model=m", "data.train=d", "engine.xyzzy=3")
     assert found.code == "E-CONFIG-05"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunewright.core.words import ASSETS
+from tunewright.core.words import ASSETS, catalogue, said_again, say, speaking
 
 LOCALES = ASSETS / "locales"
 FILES = sorted(path.name for path in (LOCALES / "en").glob("*.json"))
@@ -103,3 +103,17 @@ def test_chinese_sentences_end_as_chinese_ones():
 
 def test_locales_are_where_the_package_looks():
     assert Path(LOCALES / "en").is_dir() and Path(LOCALES / "zh").is_dir()
+
+
+def test_the_reader_is_addressed_alike_in_every_chinese_sentence() -> None:
+    said = json.dumps(catalogue("zh"), ensure_ascii=False).replace("你好", "")
+    assert "你" not in said
+
+
+def test_a_sentence_that_a_record_keeps_is_said_in_the_readers_language() -> None:
+    keys = ("layout.backend", "layout.layers")
+    with speaking("en"):
+        kept = say("layout.layers", kinds="linear_attention, mamba")
+    with speaking("zh"):
+        assert said_again(kept, *keys) == say("layout.layers", kinds="linear_attention, mamba")
+        assert said_again("something else", *keys) == "something else"

@@ -187,3 +187,9 @@ def test_a_run_that_learns_from_rewards_is_judged_by_them(tmp_path, rewards, key
         for n, reward in enumerate(rewards)
     ]
     assert judged(tmp_path / "r", events=told)[0] == f"report.learnt.{key}"
+
+
+def test_a_loss_that_rose_is_not_said_to_have_fallen(tmp_path):
+    """3.1 -> 3.3 was told with "the training loss fell by 0 %"."""
+    _, warned, _ = judged(tmp_path / "r", summary={**GOOD, "final_loss": 3.3})
+    assert "rose" in warned and "barely" not in warned

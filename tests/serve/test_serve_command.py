@@ -56,7 +56,10 @@ def test_a_port_that_is_taken_is_said() -> None:
         other.listen()
         port = str(other.getsockname()[1])
         done = story.tunewright("serve", "no-such-model", "--port", port)
+        chinese = story.tunewright("serve", "no-such-model", "--port", port, TUNEWRIGHT_LANG="zh")
     assert done.returncode == 2 and "E-SERVE-03" in done.stderr and port in done.stderr
+    assert "another program already listens there" in done.stderr
+    assert "端口已被别的程序占用" in chinese.stderr and "Address" not in chinese.stderr
 
 
 def test_a_name_stands_for_one_model(model: Path) -> None:

@@ -58,7 +58,8 @@ def explain(word: str) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """The same for a terminal."""
     if found["is"] == "code":
-        return [found["code"], "", found["what"], found["do"], "", found["page"]]
+        said = [_template(found[part]) for part in ("what", "do") if found[part]]
+        return [found["code"], "", *said, "", found["page"]]
     if found["is"] == "key":
         return [line for key in found["keys"] for line in [*_key_lines(key), ""]][:-1]
     about = [found["name"], "", found["text"], ""]
@@ -69,6 +70,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         if v
     ]
     return about + [line for key in found.get("keys", []) for line in ["", *_key_lines(key)]]
+
+
+def _template(text: str) -> str:
+    """A message without its case: what is only known where it is raised is left open."""
+    text = re.sub(r"(?<!\{)\{\w+(?:![rs])?(?::[^{}]*)?\}(?!\})", "…", text)
+    return text.replace("{{", "{").replace("}}", "}")
 
 
 def closest(word: str, count: int = 5) -> list[str]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import inspect
 import json
-import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tunewright.core import registry
 from tunewright.core.errors import UsageError, problem
-from tunewright.core.words import error_codes, error_text, say
+from tunewright.core.telling import width
+from tunewright.core.words import error_codes, error_text, said_again, say
 from tunewright.models import proven
 from tunewright.models.shape import ModelShape, trainable_parameters
 
+LAYOUT_REASONS = ("layout.layers", "layout.backend", "layout.refused")
+"""What the trial of the families said, in English, of those that do not take the tree."""
 SHAPE = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -127,7 +129,7 @@ def _family(name: str, card: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "class": row["class"],
         "training": row["layout"],
-        "reason": row.get("reason", ""),
+        "reason": said_again(row.get("reason", ""), *LAYOUT_REASONS),
         "answers": proven.WAYS[row["cache"]],
         **{key: row[key] for key in ("merge", "experts", "gguf")},
         **parts,
@@ -266,8 +268,3 @@ def align(lines: Iterable[list[str]]) -> list[str]:
         ).rstrip()
         for line in cells
     ]
-
-
-def width(text: str) -> int:
-    """Places that a text takes on a terminal."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

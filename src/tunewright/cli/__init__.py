@@ -29,18 +29,12 @@ from tunewright.cli.studio import studio
 from tunewright.cli.sweeping import sweep
 from tunewright.cli.tracking import track
 from tunewright.cli.train import demo, import_file, init, train
+from tunewright.cli.understanding import App
 from tunewright.core import collector
 from tunewright.core.pace import sleep_when_idle
 from tunewright.core.words import say
 
-app = typer.Typer(
-    name="tunewright",
-    help=say("cli.help"),
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = App(name="tunewright", help=say("cli.help"))
 app.add_typer(export_app, name="export")
 app.add_typer(data_app, name="data")
 COMMANDS: dict[str, Callable[..., None]] = {

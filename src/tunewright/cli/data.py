@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from tunewright.cli.speaking import JsonFlag, TrustFlag, print_json, speaks
+from tunewright.cli.understanding import App
 from tunewright.core.words import say
 
-data_app = typer.Typer(help=say("cli.data_app"), no_args_is_help=True, rich_markup_mode=None)
+data_app = App(help=say("cli.data_app"))
 
 
 @data_app.command("convert", help=say("cli.data.convert"))

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from tunewright.cli.speaking import JsonFlag, TrustFlag, show, speaks
+from tunewright.cli.understanding import App
 from tunewright.core.errors import UsageError
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
 
-export_app = typer.Typer(help=say("cli.export"), no_args_is_help=True, rich_markup_mode=None)
+export_app = App(help=say("cli.export"))
 
 
 @export_app.command("diff", help=say("cli.export.diff"))

@@ -42,7 +42,7 @@ def speaks(command: F) -> F:
                     return command(*args, **kwargs)
             return command(*args, **kwargs)
         except TunewrightError as e:
-            raise _told(e, as_json=bool(kwargs.get("as_json"))) from None
+            raise told(e, as_json=bool(kwargs.get("as_json"))) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -56,7 +56,7 @@ def speaks(command: F) -> F:
     return run  # type: ignore[return-value]
 
 
-def _told(error: TunewrightError, *, as_json: bool) -> typer.Exit:
+def told(error: TunewrightError, *, as_json: bool) -> typer.Exit:
     """Say an error of ours; the exit to raise."""
     if as_json:
         print(json.dumps({"problems": [p.as_dict() for p in error.problems]}, ensure_ascii=False))
@@ -72,7 +72,7 @@ def _unforeseen(error: Exception, *, as_json: bool) -> typer.Exit:
 
     code = "E-RUN-17" if faults.is_memory(error) else "E-RUN-16"
     place = faults.keep(error, cache_root() / "tracebacks")
-    return _told(UnexpectedError.of(code, place, cause=faults.cause_of(error)), as_json=as_json)
+    return told(UnexpectedError.of(code, place, cause=faults.cause_of(error)), as_json=as_json)
 
 
 def print_json(value: Any) -> None:

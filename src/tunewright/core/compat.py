@@ -268,7 +268,7 @@ def rows_for(objective: str, kinds: Mapping[str, Any]) -> list[Problem]:
     )
     fields = {
         "objective": objective,
-        "needs": " / ".join(needs),
+        "needs": " / ".join(say(f"rows.kind.{kind}") for kind in needs),
         "found": kinds_text({kind: kinds[kind] for kind in wrong}),
         "also": also,
     }
@@ -289,7 +289,7 @@ def kinds_text(kinds: Mapping[str, Any]) -> str:
     return ", ".join(
         say(
             "compat.kind",
-            kind=kind,
+            kind=say(f"rows.kind.{kind}"),
             files=", ".join(
                 say(
                     "compat.kind_file",

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tunewright.core.refusals import refused
+
 
 class Section(BaseModel):
     """A part of the run file: frozen, no unknown keys, documented beside each field."""
@@ -24,7 +26,7 @@ class Section(BaseModel):
 def _not_bool(value: Any) -> Any:
     # Python counts true as 1; a person who writes true means something else.
     if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
+        raise refused("no_truth")
     return value
 
 
@@ -101,14 +103,14 @@ class DataConfig(Section):
     @classmethod
     def _has_a_place(cls, value: str | None) -> str | None:
         if value is not None and "{text}" not in value and "{question}" not in value:
-            raise ValueError("must contain {text}, or {question} and {context}")
+            raise refused("wording")
         return value
 
     @field_validator("held_out")
     @classmethod
     def _share_or_count(cls, value: Any) -> Any:
         if isinstance(value, int | float) and value < 0:
-            raise ValueError("must not be negative")
+            raise refused("negative")
         return value
 
 
@@ -135,7 +137,7 @@ class RotaryConfig(Section):
     def _of_yarn(self) -> RotaryConfig:
         given = (self.attention_factor, self.beta_fast, self.beta_slow)
         if self.kind != "yarn" and any(value is not None for value in given):
-            raise ValueError("attention_factor, beta_fast and beta_slow need kind: yarn")
+            raise refused("yarn")
         return self
 
 
@@ -292,7 +294,7 @@ class EngineConfig(Section):
         if value is False:
             return "off"  # YAML reads a bare `off` as false
         if value is True or (isinstance(value, int) and value < 1):
-            raise ValueError("must be auto, off or a number of bytes")
+            raise refused("cache")
         return value
 
     @field_validator(
@@ -331,14 +333,14 @@ class EngineConfig(Section):
     @classmethod
     def _above_zero(cls, value: dict[str, float]) -> dict[str, float]:
         if not all(factor > 0 for factor in value.values()):
-            raise ValueError("factors must be above 0")
+            raise refused("factors")
         return value
 
     @field_validator("betas")
     @classmethod
     def _below_one(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not all(0 <= beta < 1 for beta in value):
-            raise ValueError("must be two numbers from 0 to below 1, such as [0.9, 0.95]")
+            raise refused("betas")
         return value
 
     @field_validator(
@@ -355,7 +357,7 @@ class EngineConfig(Section):
     def _positive(cls, value: Any) -> Any:
         _not_bool(value)
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise ValueError("must be at least 1")
+            raise refused("below_one")
         return value
 
 

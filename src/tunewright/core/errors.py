@@ -17,12 +17,14 @@ Each carries a list of problems, so all that is wrong is said at once. The texts
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tunewright.core.words import _Fields, error_text, say
+from tunewright.core.words import _Fields, catalogue, error_text, say
 
 E = TypeVar("E", bound="TunewrightError")
 LINE = re.compile(r"(?:^|, )line (?P<line>\d+)(?:, column (?P<column>\d+))?$")
@@ -31,8 +33,8 @@ LINE = re.compile(r"(?:^|, )line (?P<line>\d+)(?:, column (?P<column>\d+))?$")
 
 def place_words(where: str) -> str:
     """A place in the reader's language: the file and the key stay, the words round them do not.
-    `run.yaml, line 9` and `command line` are such places (`ParsedRun.source`)."""
-    if where in ("command line", "default"):
+    `run.yaml, line 9`, `command line` and `demo` are such places (`ParsedRun.source`)."""
+    if where in ("command line", "default", "demo"):
         return say(f"place.{where.replace(' ', '_')}")
     found = LINE.search(where)
     if found is None:
@@ -42,10 +44,21 @@ def place_words(where: str) -> str:
     return say(key, file=head + say("place.comma") if head else "", **found.groupdict())
 
 
+def system_reason(error: OSError) -> str:
+    """What the operating system refused, in the reader's language. The system itself speaks that
+    of its own settings; what has no words here (`system.*`) is left in its own."""
+    name = (
+        "NO_HOST" if isinstance(error, socket.gaierror) else errno.errorcode.get(error.errno or 0)
+    )
+    if f"system.{name}" in catalogue("en"):
+        return say(f"system.{name}")
+    return error.strerror or first_line(error)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong. `code` names its text and its page; `where` is a file, line, row or
-    key."""
+    key. An OSError among the fields is said in the reader's language."""
 
     code: str
     where: str = ""
@@ -62,7 +75,11 @@ class Problem:
         return error_text(self.code)["do"].format_map(self._known())
 
     def _known(self) -> _Fields:
-        return _Fields({"where": self.where, **self.fields})
+        told = {
+            name: system_reason(value) if isinstance(value, OSError) else value
+            for name, value in self.fields.items()
+        }
+        return _Fields({"where": self.where, **told})
 
     def place(self) -> str:
         """`where` in the reader's language."""
@@ -103,6 +120,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, OSError):
+        return system_reason(value)
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else str(value)
 
 

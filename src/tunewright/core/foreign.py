@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunewright.core.errors import Problem, problem
+
 RENAMED = {
     "r": "method.rank",
     "lora_r": "method.rank",
@@ -60,6 +62,11 @@ RENAMED = {
     "neftune_noise_alpha": "engine.neftune",
     "stage": "objective.kind",
     "rl": "objective.kind",
+    "additional_target": "method.modules_to_save",
+    "lora_modules_to_save": "method.modules_to_save",
+    "use_dora": "method.dora",
+    "use_rslora": "method.rslora",
+    "report_to": "track",
 }
 STAGES = {"pt": "pretrain", "rm": "reward"}
 """LLaMA-Factory's words for what is optimised, where ours differ; `tunewright import` turns a whole
@@ -76,6 +83,41 @@ WITHOUT_KEY = {
     "trust_remote_code": "E-CONFIG-14",
 }
 """Keys that we do not have on purpose; each has a message of its own."""
+NOT_NEEDED = frozenset(
+    {
+        "do_train",
+        "do_eval",
+        "overwrite_cache",
+        "overwrite_output_dir",
+        "preprocessing_num_workers",
+        "dataloader_num_workers",
+        "dataset_num_proc",
+        "logging_steps",
+        "logging_strategy",
+        "logging_dir",
+        "plot_loss",
+        "save_strategy",
+        "save_total_limit",
+        "save_only_model",
+        "save_safetensors",
+        "ddp_timeout",
+        "remove_unused_columns",
+    }
+)
+"""Keys that say what happens here anyway, or how another system works."""
+SURELY_THEIRS = 3
+"""Keys of other systems in one file from which on the whole file is taken for theirs."""
+
+
+def whole_file(unknown: list[Problem]) -> list[Problem]:
+    """The problems of unknown keys, after the advice to convert the file where most of it is
+    another system's."""
+    theirs = [p for p in unknown if p.code in ("E-CONFIG-04", "E-CONFIG-49")]
+    files = [p.where.rpartition(", line ")[0] for p in theirs]
+    file = max(set(files) - {""}, key=files.count, default="")
+    if not file or files.count(file) < SURELY_THEIRS:
+        return unknown
+    return [problem("E-CONFIG-50", file, file=file, count=files.count(file)), *unknown]
 
 
 def translate(key: str, value: Any, siblings: dict[str, Any]) -> tuple[str, Any] | None:
@@ -113,7 +155,7 @@ def _converted(ours: str, value: Any) -> Any:
         return next(
             (shape for shape in ("cosine", "linear", "constant") if text.startswith(shape)), value
         )
-    if ours == "method.targets":
+    if ours in ("method.modules_to_save", "method.targets"):
         if text in ("all", "all-linear"):
             return ["linear"]
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

@@ -249,6 +249,14 @@ def known_keys(kinds: dict[str, str]) -> list[str]:
     return keys
 
 
+def key_named(name: str, kinds: dict[str, str] | None = None) -> str | None:
+    """The dotted key of ours that a bare name stands for, be it ours (`epochs`, `out`) or another
+    system's (`num_train_epochs`); None where there is none."""
+    keys = known_keys(kinds or DEFAULT_KINDS)
+    ours = (key for key in keys if name in (key, key.rpartition(".")[2]))
+    return next(ours, foreign.RENAMED.get(name))
+
+
 def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place: str) -> Problem:
     # "steps:5" is a text to YAML: the key of a mapping in brackets, or the whole value of its
     # section.
@@ -265,26 +273,60 @@ def _unknown(key: str, value: Any, given: dict[str, Any], keys: list[str], place
     bare = key.rsplit(".", 1)[-1]
     if bare in foreign.WITHOUT_KEY:
         return problem(foreign.WITHOUT_KEY[bare], place, field=key)
+    if bare in foreign.NOT_NEEDED:
+        return problem("E-CONFIG-49", place, field=key)
     ours = foreign.translate(key, value, given)
     if ours:
-        shown = (
-            ours[1] if not isinstance(ours[1], list) else "[" + ",".join(map(str, ours[1])) + "]"
-        )
-        return problem("E-CONFIG-04", place, field=key, ours=ours[0], value=shown)
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
-    if not close:
-        by_name = {k.rsplit(".", 1)[-1]: k for k in keys}
-        names = difflib.get_close_matches(bare, by_name, n=1, cutoff=0.7)
-        close = [by_name[names[0]]] if names else []
-    if close:
-        return problem("E-CONFIG-03", place, field=key, guess=close[0])
+        return problem("E-CONFIG-04", place, field=key, ours=ours[0], value=_shown(ours[1]))
+    guess = _meant(key, keys)
+    is_elsewhere = guess is not None and guess.rpartition(".")[2] == bare
+    kinds = None if is_elsewhere else _kinds_with(bare, key.rpartition(".")[0])
+    if kinds:
+        axis, names = kinds
+        fields = {"field": key, "axis": axis, "kinds": ", ".join(names), "key": f"{axis}.{bare}"}
+        return problem("E-CONFIG-48", place, **fields)
+    if guess:
+        return problem("E-CONFIG-03", place, field=key, guess=guess)
     section = key.split(".")[0]
-    return problem(
-        "E-CONFIG-05",
-        place,
-        field=key,
-        known=", ".join(k for k in keys if k.split(".")[0] == section) or ", ".join(keys),
-    )
+    known = [k for k in keys if k.split(".")[0] == section]
+    # Sections in place of a hundred keys, where the key names none of them.
+    known = known or list(dict.fromkeys(k.split(".")[0] for k in keys))
+    return problem("E-CONFIG-05", place, field=key, known=", ".join(known))
+
+
+def _shown(value: Any) -> Any:
+    """A value as one word of a command."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _meant(key: str, keys: list[str]) -> str | None:
+    """The key that an unknown one resembles: by its last word, first in the section that it names,
+    so that a long section does not make all its keys alike (`objective.beta`, `objective.loss`)."""
+    section, _, bare = key.rpartition(".")
+    inside = {k.rpartition(".")[2]: k for k in keys if section and k.startswith(f"{section}.")}
+    anywhere = {k.rpartition(".")[2]: k for k in reversed(keys)}
+    if bare in anywhere:
+        return anywhere[bare]
+    for names, cutoff in ((inside, 0.6), (anywhere, 0.7)):
+        close = difflib.get_close_matches(bare, names, n=1, cutoff=cutoff)
+        if close:
+            return names[close[0]]
+    if inside:
+        return None
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)  # the section is misspelt
+    return close[0] if close else None
+
+
+def _kinds_with(bare: str, section: str) -> tuple[str, list[str]] | None:
+    """`method` or `objective` and the kinds of it that have this key; None where no kind has."""
+    for axis, registry in AXES.items():
+        if section in ("", axis):
+            names = [e.name for e in registry if bare in getattr(e.config, "model_fields", {})]
+            if names:
+                return axis, names
+    return None
 
 
 def _pydantic_problems(error: ValidationError, prefix: str, where: dict[str, str]) -> list[Problem]:
@@ -405,7 +447,7 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
     keys = known_keys(kinds)
     unknown = [key for key in given if key not in keys]
     problems = _wrong_kinds(kinds, where) + _wrong_paths(given, where)
-    problems += _unknown_keys(unknown, given, where, keys, kinds)
+    problems += foreign.whole_file(_unknown_keys(unknown, given, where, keys, kinds))
     nested = _nested({key: value for key, value in given.items() if key not in unknown})
     for axis in AXES:
         section_class = _section_class(axis, kinds[axis])
@@ -420,19 +462,29 @@ def parse_run(given: dict[str, Any], where: dict[str, str]) -> ParsedRun:
         config = RunConfig.model_validate(nested)
     except ValidationError as e:
         problems += _pydantic_problems(e, "", where)
+    # What another system's key says is not missing as well.
+    said = {p.fields["ours"] for p in problems if p.code == "E-CONFIG-04"}
+    problems = [p for p in problems if p.code != "E-CONFIG-07" or p.fields["field"] not in said]
     raise_all(problems, ConfigError)
     return ParsedRun(config, dict(given), dict(where))
 
 
 def load_run(
-    source: Path | None, words: list[str] | None = None, flags: dict[str, Any] | None = None
+    source: Path | None,
+    words: list[str] | None = None,
+    flags: dict[str, Any] | None = None,
+    *,
+    own: dict[str, Any] | None = None,
+    of: str = "",
 ) -> ParsedRun:
-    """The run of a YAML file (or none), `key=value` words and flags; later ones win. Raises
+    """The run of a YAML file (or none), `key=value` words and flags; later ones win. `own` are the
+    settings of the command `of` itself, by dotted key, which all others win over. Raises
     ConfigError."""
-    given: dict[str, Any] = {}
-    where: dict[str, str] = {}
+    given: dict[str, Any] = dict(own or {})
+    where = dict.fromkeys(given, of)
     if source is not None:
-        given, where = read_yaml(source)
+        said, lines = read_yaml(source)
+        given, where = given | said, where | lines
     for key, value in (flags or {}).items():
         if value is not None:
             given[key], where[key] = value, "command line"

@@ -11,6 +11,7 @@ import contextlib
 import json
 import locale
 import os
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
@@ -79,6 +80,17 @@ def say(key: str, /, lang: str | None = None, **fields: Any) -> str:
     if not isinstance(text, str):
         return key
     return text.format_map(_Fields(fields))
+
+
+def said_again(text: str, *keys: str) -> str:
+    """A sentence that a record keeps in English, in the reader's language: it was said with one of
+    `keys`. Any other text comes back as it is."""
+    for key in keys:
+        template = re.escape(catalogue("en")[key])
+        found = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", template), text)
+        if found is not None:
+            return say(key, **found.groupdict())
+    return text
 
 
 def error_text(code: str, lang: str | None = None) -> dict[str, str]:

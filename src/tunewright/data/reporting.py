@@ -378,7 +378,10 @@ def rendering_line(proof: dict[str, Any]) -> str:
     if proof["completed"]:
         said += say("data.say.rendering_completed", count=proof["completed"])
     if proof["refused"]:
-        said += say("data.say.rendering_refused", names="; ".join(map(_dialogue, proof["refused"])))
+        said += say(
+            "data.say.rendering_refused",
+            names=say("data.say.between").join(map(_dialogue, proof["refused"])),
+        )
     return said
 
 

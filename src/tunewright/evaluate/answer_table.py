@@ -154,4 +154,4 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise UsageError(problem("E-EVAL-22", str(path), cause=e.strerror or str(e))) from e
+        raise UsageError(problem("E-EVAL-22", str(path), cause=e)) from e

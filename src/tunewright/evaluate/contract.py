@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from tunewright.core.config import Section
 from tunewright.core.errors import ConfigError
+from tunewright.core.refusals import refused
 from tunewright.core.types import Message
 from tunewright.evaluate.asked import Question, read_questions
 from tunewright.evaluate.metrics import METRICS
@@ -113,7 +114,7 @@ class Know(Asking):
     @classmethod
     def _known(cls, value: str) -> str:
         if value != "auto" and value not in METRICS:
-            raise ValueError(f"must be one of auto, {', '.join(METRICS)}")
+            raise refused("metric", known=", ".join(METRICS))
         return value
 
 
@@ -218,7 +219,7 @@ class Bytes(Clause):
         try:
             return round(float(digits) * UNITS[unit])
         except (ValueError, KeyError, OverflowError):
-            raise ValueError("must be a number of bytes, such as 500 MB or 1.5 GB") from None
+            raise refused("bytes") from None
 
 
 SECTIONS: dict[str, type[Clause]] = {

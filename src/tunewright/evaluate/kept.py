@@ -44,7 +44,7 @@ class Kept:
                 file.write("\n")
             return file
         except OSError as e:
-            raise UsageError(problem("E-EXAM-13", str(path), cause=e.strerror or str(e))) from e
+            raise UsageError(problem("E-EXAM-13", str(path), cause=e)) from e
 
     def _take(self, text: str) -> None:
         try:
@@ -69,9 +69,7 @@ class Kept:
         try:
             self._file.flush()
         except OSError as e:
-            raise UsageError(
-                problem("E-EXAM-13", str(self.path), cause=e.strerror or str(e))
-            ) from e
+            raise UsageError(problem("E-EXAM-13", str(self.path), cause=e)) from e
 
     def close(self) -> None:
         """Close the file."""

@@ -90,7 +90,7 @@ def combine(
             made |= _prove(composed, temporary, list(folders.values()), shares, way)
             write_json(temporary / VERDICT, {**made, "versions": versions()})
     except OSError as e:
-        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e) from e
     return made
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import compat, machine, signals
-from tunewright.core.errors import UsageError, first_line
+from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size, sha256_of, write_json, write_text
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -75,8 +75,7 @@ def published(
             record["card_sha256"] = sha256_of(told)
             write_json(temporary / record_of(out).name, record)
     except OSError as e:
-        cause = e.strerror or first_line(e)
-        raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
+        raise ExportError.of("E-EXPORT-27", str(out), cause=e) from e
     names = {"file": out, "proof": record_of(out), "card": card_of(out)}
     return {**{key: str(path) for key, path in names.items()}, **record}
 

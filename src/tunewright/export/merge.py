@@ -189,8 +189,8 @@ class Merge:
                 if self.tuned.score is None:
                     card.write(temporary, self.tuned, record)
         except OSError as e:
-            cause, needed = e.strerror or first_line(e), readable_size(self.needed)
-            raise ExportError.of("E-EXPORT-05", str(self.out), cause=cause, needed=needed) from e
+            needed = readable_size(self.needed)
+            raise ExportError.of("E-EXPORT-05", str(self.out), cause=e, needed=needed) from e
         return {"folder": str(self.out), **verdict}
 
     def _write(self, fold: Callable[[], Any], folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import signals
-from tunewright.core.errors import UsageError, first_line
+from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size, sha256_of, write_json, write_text
 from tunewright.core.telling import Tell
 from tunewright.core.types import Message
@@ -72,8 +72,7 @@ def export_ollama(
                 write_json(temporary / RECORD, record)
                 card.write(temporary, writing.tuned, record)
         except OSError as e:
-            cause = e.strerror or first_line(e)
-            raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
+            raise ExportError.of("E-EXPORT-27", str(out), cause=e) from e
     return {"folder": str(out), **record}
 
 

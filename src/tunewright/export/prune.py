@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core import machine, signals
-from tunewright.core.errors import UsageError, first_line
+from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size, write_json
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -89,8 +89,7 @@ def prune(
         try:
             return {"folder": str(out), **job.do()}
         except OSError as e:
-            cause = e.strerror or first_line(e)
-            raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
+            raise ExportError.of("E-EXPORT-27", str(out), cause=e) from e
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunewright.core import machine, signals
-from tunewright.core.errors import UsageError, first_line
+from tunewright.core.errors import UsageError
 from tunewright.core.files import readable_size, write_json
 from tunewright.core.telling import Tell
 from tunewright.core.words import say
@@ -75,8 +75,7 @@ def quantize(
         try:
             return {"folder": str(out), **job.do()}
         except OSError as e:
-            cause = e.strerror or first_line(e)
-            raise ExportError.of("E-EXPORT-27", str(out), cause=cause) from e
+            raise ExportError.of("E-EXPORT-27", str(out), cause=e) from e
 
 
 def prepare(run: Path | str, data: str | None, tell: Tell) -> Tuned:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from tunewright.core.refusals import refused
 from tunewright.core.registry import method
 from tunewright.core.types import Attached, Model, Term
 from tunewright.methods.peft import attach_peft, placing, settings_of, wrap
@@ -48,9 +49,9 @@ class AdaloraConfig(TargetSection):
     @model_validator(mode="after")
     def _room(self) -> AdaloraConfig:
         if self.wait + self.settle >= 1:
-            raise ValueError("wait and settle together leave no steps in which ranks could fall")
+            raise refused("adalora_room")
         if self.start_rank is not None and self.start_rank < self.rank:
-            raise ValueError("start_rank is below rank: ranks only fall")
+            raise refused("adalora_start")
         return self
 
 

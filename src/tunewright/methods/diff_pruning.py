@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import ConfigError, ModelError, problem
+from tunewright.core.refusals import refused
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model, Needs, Term
 from tunewright.methods import saved
@@ -85,7 +86,7 @@ class DiffPruningConfig(MethodSection):
     @model_validator(mode="after")
     def _around(self) -> DiffPruningConfig:
         if not self.stretch[0] < 0 < 1 < self.stretch[1]:
-            raise ValueError("stretch must begin below 0 and end above 1")
+            raise refused("stretch")
         return self
 
     def trainable_numbers(self, shape: ModelShape) -> int:

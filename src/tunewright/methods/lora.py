@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from tunewright.core.errors import CompatError, problem
+from tunewright.core.refusals import refused
 from tunewright.core.registry import method, usual_rate
 from tunewright.core.types import Attached, Model
 from tunewright.methods import experts, whole_modules, word_rows
@@ -24,19 +25,13 @@ from tunewright.models.anatomy import Anatomy
 if TYPE_CHECKING:
     from peft import PeftModel
 
-EVA_WITHOUT_WORDS = (
-    "new_tokens and modules_to_save do not go with eva, whose start in PEFT takes every layer of "
-    "an adapter for a low-rank one: use another kind"
-)
-EVA_DEALS = "rank_pattern and alpha_pattern do not go with eva, which deals out ranks itself (rho)"
-
 
 def _fits_eva(config: LowRankSection) -> None:
     """Raise ValueError for settings that EVA cannot have."""
     if config.new_tokens or config.modules_to_save:
-        raise ValueError(EVA_WITHOUT_WORDS)
+        raise refused("eva_words")
     if config.rank_pattern or config.alpha_pattern:
-        raise ValueError(EVA_DEALS)
+        raise refused("eva_ranks")
 
 
 class LoraConfig(LowRankSection):
@@ -65,11 +60,11 @@ class LoraConfig(LowRankSection):
     @model_validator(mode="after")
     def _one_start(self) -> LoraConfig:
         if self.pissa + self.olora + self.dora + self.eva + self.loftq > 1:
-            raise ValueError("pissa, olora, eva, loftq and dora do not go together: choose one")
+            raise refused("one_start")
         if self.eva:
             _fits_eva(self)
         if self.pissa_niter is not None and not self.pissa:
-            raise ValueError("pissa_niter has no effect without pissa: true")
+            raise refused("pissa_niter")
         return self
 
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from tunewright.core.config import Section
 from tunewright.core.errors import CompatError, problem, raise_all
+from tunewright.core.refusals import refused
 from tunewright.core.types import Attached, Model
 from tunewright.core.words import say
 from tunewright.methods.whole_modules import numbers
@@ -92,19 +93,19 @@ class LowRankSection(TargetSection):
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         if isinstance(value, dict) and any(isinstance(v, bool) for v in value.values()):
-            raise ValueError("true and false are no numbers")  # Python counts true as 1
+            raise refused("no_truth")  # Python counts true as 1
         return value
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
     def _patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
         if any(number <= 0 for number in value.values()):
-            raise ValueError("must map names of layers to numbers above 0")
+            raise refused("layer_numbers")
         for key in value:
             try:
                 re.compile(key)
             except re.error as e:
-                raise ValueError(f"{key!r} is no name and no pattern: {e}") from e
+                raise refused("pattern", name=repr(key), cause=str(e)) from e
         return value
 
     def trainable_numbers(self, shape: ModelShape) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunewright.core.errors import CompatError, ModelError, problem
+from tunewright.core.refusals import refused
 from tunewright.core.types import Model
 from tunewright.models import vocabulary
 from tunewright.models.anatomy import Anatomy
@@ -31,9 +32,9 @@ def checked_tokens(value: object) -> object:
     if isinstance(given, list) and any(
         isinstance(token, bool) or (isinstance(token, str) and not token.strip()) for token in given
     ):
-        raise ValueError("tokens are words or numbers of tokens")
+        raise refused("tokens")
     if isinstance(given, list) and len(set(map(str, given))) < len(given):
-        raise ValueError("a token stands twice")
+        raise refused("token_twice")
     return given
 
 

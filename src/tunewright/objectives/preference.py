@@ -26,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tunewright.core.config import Section
 from tunewright.core.moves import later
+from tunewright.core.refusals import refused
 from tunewright.core.registry import objectives
 from tunewright.core.types import Branch, Figures, Objective, Passes, PassOutput, Sample, Term
 from tunewright.objectives.branches import per_branch, places_of
@@ -85,7 +86,7 @@ class DpoConfig(Section):
     @classmethod
     def _each_once(cls, value: str | list[str]) -> str | list[str]:
         if isinstance(value, list) and (not value or len(set(value)) < len(value)):
-            raise ValueError("a list of losses names at least one, and each once")
+            raise refused("losses_once")
         return value
 
     @model_validator(mode="after")
@@ -93,13 +94,13 @@ class DpoConfig(Section):
         if self.loss_weights and (
             not isinstance(self.loss, list) or len(self.loss_weights) != len(self.loss)
         ):
-            raise ValueError("loss_weights needs a list of losses with as many entries")
+            raise refused("loss_weights")
         if any(weight <= 0 for weight in self.loss_weights):
-            raise ValueError("loss_weights must be above 0")
+            raise refused("weights_above")
         if self.bco_shift and "bco_pair" not in dict(self.parts):
-            raise ValueError("bco_shift has no effect without loss: bco_pair")
+            raise refused("bco_shift")
         if self.label_smoothing and not set(SMOOTHED) & set(dict(self.parts)):
-            raise ValueError(f"label_smoothing has no effect without {', '.join(SMOOTHED)}")
+            raise refused("smoothing", losses=", ".join(SMOOTHED))
         return self
 
     @property

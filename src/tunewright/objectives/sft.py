@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from tunewright.core.config import Section
 from tunewright.core.moves import later
+from tunewright.core.refusals import refused
 from tunewright.core.registry import objectives
 from tunewright.core.types import Objective, PassOutput, Sample, Term
 from tunewright.objectives.branches import learnt_weight
@@ -50,7 +51,7 @@ class SftConfig(Section):
     @model_validator(mode="after")
     def _used(self) -> SftConfig:
         if self.eaft_alpha != 1.0 and self.loss != "eaft":
-            raise ValueError("eaft_alpha has no effect without loss: eaft")
+            raise refused("eaft_alpha")
         return self
 
 

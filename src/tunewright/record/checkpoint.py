@@ -181,7 +181,7 @@ def blamed(root: Path, needed: int, cause: OSError) -> CheckpointError:
         "E-CKPT-01" if cause.errno in FULL else "E-CKPT-02",
         str(root),
         needed=readable_size(HEADROOM * needed),
-        cause=cause.strerror or cause,
+        cause=cause,
         last=last[-1] if last else "-",
     )
 

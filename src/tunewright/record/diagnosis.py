@@ -133,9 +133,9 @@ def lines(name: str, examination: Examination) -> list[str]:
         out += [
             "",
             f"{tone}  {finding.code}  {finding.name()}",
-            f"  {say('doctor.label.evidence')} {finding.what()}",
-            f"  {say('doctor.label.cause')} {finding.cause()}",
-            f"  {say('doctor.label.do')} {finding.remedy()}",
+            f"  {say('doctor.label.evidence')}{finding.what()}",
+            f"  {say('doctor.label.cause')}{finding.cause()}",
+            f"  {say('doctor.label.do')}{finding.remedy()}",
         ]
     if left:
         named, more = examination.unchecked[:NAMED], left - NAMED

@@ -140,7 +140,7 @@ def create(
                 write_text(temporary / name, content)
             write_text(temporary / "run.yaml", text)
     except OSError as e:
-        raise UsageError.of("E-RUN-03", str(out), cause=e.strerror or e) from e
+        raise UsageError.of("E-RUN-03", str(out), cause=e) from e
 
 
 def run_text(parsed: ParsedRun, resolved: dict[str, Any], reasons: dict[str, str]) -> str:

@@ -141,7 +141,11 @@ def row_page(row: Shown, name: str) -> str:
     """The page of one row as text: every token a span with its number and weight; learnt ones
     marked, underlined and named for a screen reader."""
     parts: list[Child] = [
-        el("p", say("show.head", row=row.row, origin=row.origin, kind=row.kind), class_="muted")
+        el(
+            "p",
+            say("show.head", row=row.row, origin=row.origin, kind=say(f"rows.kind.{row.kind}")),
+            class_="muted",
+        )
     ]
     if not row.branches:
         parts.append(el("p", say("show.no_model")))

@@ -25,7 +25,7 @@ def _finding(page: Page, finding: Finding) -> Html:
     tone = "warn" if finding.severity == "info" else finding.severity
 
     def part(label: str, text: str) -> list[Child]:
-        return [el("br"), el("b", words(f"doctor.label.{label}", page.lang)), " ", coded(text)]
+        return [el("br"), el("b", words(f"doctor.label.{label}", page.lang)), coded(text)]
 
     return el(
         "li",

@@ -41,7 +41,7 @@ def write(result: dict[str, Any], folder: Path, lang: str | None = None) -> Path
         write_json(folder / "evaluation.json", result)
         write_text(target, render(result, lang or language()))
     except OSError as e:
-        raise UsageError(problem("E-EVAL-22", str(folder), cause=e.strerror or str(e))) from e
+        raise UsageError(problem("E-EVAL-22", str(folder), cause=e)) from e
     return target
 
 

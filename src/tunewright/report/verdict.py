@@ -189,7 +189,9 @@ def warnings_of(record: Record) -> list[Finding]:
         )
     if losses.fall is not None and losses.fall < BARELY:
         found.append(
-            Finding("report.warn.barely", "bad", {"fall": f"{100 * max(0.0, losses.fall):.0f} %"})
+            Finding("report.warn.barely", "bad", {"fall": f"{100 * losses.fall:.0f} %"})
+            if losses.fall >= 0
+            else Finding("report.warn.rose", "bad")
         )
     found += _held_out_warnings(record, losses)
     skipped = skipped_steps(record)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tunewright.core.config import Section
+from tunewright.core.refusals import refused
 from tunewright.core.registry import rewards
 from tunewright.core.types import Answer
 from tunewright.rewards.base import RewardFunction, TextConfig, each, text_of, words_of
@@ -69,9 +70,9 @@ class LengthConfig(Section):
     @model_validator(mode="after")
     def _a_range(self) -> LengthConfig:
         if self.max is not None and self.max < self.min:
-            raise ValueError("max must not be smaller than min")
+            raise refused("range_order")
         if self.max is None and self.min == 0:
-            raise ValueError("give min, max or both")
+            raise refused("range_empty")
         return self
 
 

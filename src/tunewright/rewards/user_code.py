@@ -65,9 +65,7 @@ def allowing(path: Path | None) -> Iterator[None]:
     try:
         code = UserCode(path, path.read_bytes())
     except OSError as e:
-        raise UsageError(
-            problem("E-REWARD-10", "--reward-code", file=path, cause=e.strerror or e)
-        ) from e
+        raise UsageError(problem("E-REWARD-10", "--reward-code", file=path, cause=e)) from e
     token = _allowed.set(code)
     try:
         yield

@@ -391,7 +391,8 @@ def _closing(reached: Reached, s: dict[str, Any], page: Path, word: str | None) 
     )
     yield time_sentence(s["seconds"])
     told = reached.estimate
-    if told.seconds is not None:
+    # A run that was taken up again trained a part of the steps that were estimated.
+    if told.seconds is not None and plan.resume is None:
         yield say(
             "train.estimated",
             time=duration(told.seconds),

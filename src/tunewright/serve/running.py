@@ -153,7 +153,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket_at(host, port)
     except NO_SOCKET as error:
-        raise UsageError(problem("E-SERVE-03", f"{host}:{port}", reason=str(error))) from error
+        raise UsageError(problem("E-SERVE-03", f"{host}:{port}", reason=error)) from error
 
 
 def config_of(app: Any) -> uvicorn.Config:

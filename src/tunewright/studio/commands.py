@@ -241,7 +241,7 @@ class Commands:
     def _ask(
         self, kind: str, about: str, words: list[str], ends: list[str], language: str | None
     ) -> dict[str, Any]:
-        title = f"{say(f'studio.job.{kind}')}: {self.places.short(about)}"
+        title = say("studio.job", kind=say(f"studio.job.{kind}"), about=self.places.short(about))
         argv = [*words, "--json", *(["--", *ends] if ends else [])]
         return self.jobs.add(kind, title, argv, target=about, language=language)
 

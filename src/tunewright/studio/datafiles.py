@@ -118,7 +118,7 @@ class DataFiles:
         except OSError as error:
             folder = self.places.uploads
             raise UsageError(
-                problem("E-STUDIO-21", str(folder), folder=folder, cause=error.strerror or error)
+                problem("E-STUDIO-21", str(folder), folder=folder, cause=error)
             ) from error
         finally:
             with contextlib.suppress(OSError):

@@ -72,9 +72,8 @@ def _bind(host: str, port: int) -> socket.socket:
         found = running.socket_at(host, port)
         found.listen(256)
     except running.NO_SOCKET as error:
-        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            problem("E-STUDIO-02", f"{host}:{port}", host=host, port=port, cause=reason)
+            problem("E-STUDIO-02", f"{host}:{port}", host=host, port=port, cause=error)
         ) from error
     return found
 

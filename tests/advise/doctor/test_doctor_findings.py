@@ -81,7 +81,7 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
 def test_lines_for_people() -> None:
     text = "\n".join(lines("runs/a", FOUND))
     assert "BAD  rate_too_small" in text
-    assert "from 3 to 2.99 (0.3 %) in 1,200 steps" in text
+    assert "from 3 to 2.99 (a fall of 0.3 %) in 1,200 steps" in text
     assert "engine.learning_rate=0.0002" in text
     assert "labels_shifted" in text
     assert "nothing is wrong" in lines("runs/a", Examination([], ["collapse"]))[0]

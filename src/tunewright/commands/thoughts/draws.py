@@ -77,5 +77,4 @@ class DrawFile:
             return
 
     def _refused(self, error: Exception) -> UsageError:
-        cause = getattr(error, "strerror", None) or str(error)
-        return UsageError(problem("E-THINK-06", str(self.path), cause=cause))
+        return UsageError(problem("E-THINK-06", str(self.path), cause=error))

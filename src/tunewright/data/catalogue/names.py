@@ -217,7 +217,7 @@ def _content(path: Path) -> dict[str, Any]:
         # LLaMA-Factory opens it in the machine's own encoding; the file is UTF-8 whoever reads it.
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError.of("E-DATA-41", str(path), file=str(path), cause=str(error)) from error
+        raise DataError.of("E-DATA-41", str(path), file=str(path), cause=error) from error
     values = content.values() if isinstance(content, dict) else [None]
     if not all(isinstance(entry, dict) for entry in values):
         cause = say("catalogue.why.no_object")

@@ -65,11 +65,23 @@ class Finding:
         }
         if "unit" in shown:
             shown["unit"] = say(f"check.unit.{shown['unit']}", lang)
+        if "languages" in self.fields:
+            shown["shown"] = _language_shares(self.fields["languages"], lang)
         return {"count": f"{self.count:,}", "total": f"{self.total:,}", "share": share, **shown}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields and both sentences."""
         return {**asdict(self), "name": self.name(), "what": self.what(), "do": self.remedy()}
+
+
+def _language_shares(counts: Mapping[str, int], lang: str | None) -> str:
+    """Languages (`zh`), or pairs of question and answer (`zh-en`), with their shares."""
+    total = sum(counts.values())
+    told = []
+    for names, count in list(counts.items())[:6]:
+        said = " -> ".join(say(f"check.language.{name}", lang) for name in names.split("-"))
+        told.append(f"{said} {count / total:.1%}" if count < total else f"{said} 100%")
+    return say("check.language.between", lang).join(told)
 
 
 class Check(Protocol):

@@ -186,7 +186,10 @@ def runs(tokens: Sequence[Token]) -> list[tuple[bool, str]]:
 
 def describe_row(row: Shown, colour: bool = False) -> str:
     """The row for a terminal; what is learnt is green and underlined, or in double brackets."""
-    lines = [say("show.head", row=row.row, origin=row.origin, kind=row.kind), *row.parts]
+    lines = [
+        say("show.head", row=row.row, origin=row.origin, kind=say(f"rows.kind.{row.kind}")),
+        *row.parts,
+    ]
     lines += [
         ("! " if one.severity == "warn" else "") + one.what()
         for one in column_findings({"columns": {"found": row.columns, "unused": row.unused}})

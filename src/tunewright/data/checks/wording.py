@@ -125,25 +125,17 @@ class Languages:
         total = sum(self._answers.values())
         if total:
             counts, asked = (dict((+c).most_common()) for c in (self._answers, self._questions))
-            fields = {"answers": counts, "questions": asked, "shown": _shares(counts)}
+            fields = {"answers": counts, "questions": asked, "languages": counts}
             found.append(Finding("languages", "info", total, total, [], fields))
         if self._other.count >= max(OTHER_ROWS, OTHER_WARN * self._pairs):
             ways = dict(self._ways.most_common())
-            told = {"ways": ways, "shown": _shares(ways)}
+            told = {"ways": ways, "languages": ways}
             found.append(self._other.finding("other_language", "warn", self._pairs, **told))
         return found
 
 
 def _writing(language: str) -> str:
     return "latin" if language == "en" else language
-
-
-def _shares(counts: dict[str, int]) -> str:
-    total = sum(counts.values())
-    return ", ".join(
-        f"{name} {count / total:.1%}" if count < total else f"{name} 100%"
-        for name, count in list(counts.items())[:6]
-    )
 
 
 # ---- control tokens

@@ -119,9 +119,7 @@ def find(path: Path) -> Source:
 
 def refused(name: str, error: Exception) -> DataError:
     """The operating system's refusal as ours."""
-    return DataError.of(
-        "E-DATA-02", name, file=name, cause=getattr(error, "strerror", None) or str(error)
-    )
+    return DataError.of("E-DATA-02", name, file=name, cause=error)
 
 
 def _kind(mode: int) -> str:
@@ -146,9 +144,7 @@ class _Unpacked(io.RawIOBase):
         except EOFError as error:
             raise DataError.of("E-DATA-31", self._name, file=self._name) from error
         except (OSError, zlib.error) as error:
-            raise DataError.of(
-                "E-DATA-32", self._name, file=self._name, cause=str(error)
-            ) from error
+            raise DataError.of("E-DATA-32", self._name, file=self._name, cause=error) from error
         self._read += count
         if self._read > self._most:
             most = self._most // 2**20
