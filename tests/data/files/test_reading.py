@@ -83,8 +83,8 @@ def test_array_rows_equal_the_standard_decoder_and_know_their_lines(
 )
 def test_jsonl_rows_know_their_lines_also_between_blank_lines(tmp_path, rows, blank):
     path = tmp_path / "a.jsonl"
-    if isinstance(rows[0], list):
-        rows = [{}, *rows]
+    if isinstance(rows[0], list) or len(rows) == 1:
+        rows = [{}, *rows]  # an array, or one object around a list of rows, is read as that
     path.write_text(
         ("\n" * (blank + 1)).join(json.dumps(row, ensure_ascii=True) for row in rows),
         encoding="utf-8",
