@@ -105,6 +105,13 @@ def settings_of(objective: str, teacher: Path) -> dict[str, Any]:
         }
     if objective in DRAWING and objective not in ("ppo", "reinforce"):
         found |= {"objective.generations": 2}
+    if objective == "rejection":
+        # Only an answer that ends by itself is learnt, which an untrained model seldom writes.
+        found |= {
+            "objective.generations": 8,
+            "objective.max_new_tokens": 48,
+            "objective.threshold": -9.0,
+        }
     if objective in TEACHING:
         found |= {"objective.teacher": str(teacher)}
     if objective == "gkd":
