@@ -148,5 +148,5 @@ def test_a_dialogue_of_the_proof_has_a_chinese_name(monkeypatch):
     monkeypatch.setenv("TUNEWRIGHT_LANG", "zh")
     told = {"checked": 0, "equal": 0, "completed": 0, "differences": {}, "refused": [*dialogues()]}
     names = rendering_line(told).partition("无法渲染：")[2]
-    assert names.count("; ") == len(dialogues()) - 1
+    assert names.count("；") == len(dialogues()) - 1
     assert not re.search("[A-Za-z]", names), names
