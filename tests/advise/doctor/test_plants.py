@@ -375,7 +375,12 @@ RUNS = {
     ),
     "answers that never pass": Run(
         "none_picked",
-        {"objective.kind": "rejection", "objective.reward": NEVER, "engine.steps": 2},
+        {
+            "objective.kind": "rejection",
+            "objective.reward": NEVER,
+            "objective.max_new_tokens": 12,
+            "engine.steps": 2,
+        },
         [{"prompt": row["question"]} for row in plain.rows()],
         on_good=True,
     ),
