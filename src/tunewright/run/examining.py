@@ -175,6 +175,8 @@ def _course(record: Record) -> Course | None:
         ranked=_ranked(record),
         rewarded=rewarded,
         groups_alike=finite(s.get("groups_without_difference")),
+        picked=_mean_figure(record, "kept"),
+        finished=_mean_figure(record, "finished"),
         wall=str(s.get("status") or ""),
     )
 
@@ -187,6 +189,13 @@ def _ranked(record: Record) -> float | None:
     shares = [finite((one.get("figures") or {}).get("accuracy")) for one in last]
     known = [share for share in shares if share is not None]
     return held if held is not None else sum(known) / len(known) if known else None
+
+
+def _mean_figure(record: Record, name: str) -> float | None:
+    """The mean of a figure over the steps that have it."""
+    found = [finite((one.get("figures") or {}).get(name)) for one in record.steps]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _figures(steps: Sequence[dict[str, Any]], name: str) -> list[float]:

@@ -363,6 +363,27 @@ RUNS = {
         [{"prompt": row["question"]} for row in plain.rows()],
         on_good=True,
     ),
+    "answers that are all cut off": Run(
+        "none_ended",
+        {
+            "objective.kind": "rejection",
+            "objective.reward": NEVER,
+            "objective.max_new_tokens": 2,
+            "engine.steps": 2,
+        },
+        [{"prompt": row["question"]} for row in plain.rows()],
+    ),
+    "answers that never pass": Run(
+        "none_picked",
+        {
+            "objective.kind": "rejection",
+            "objective.reward": NEVER,
+            "objective.max_new_tokens": 12,
+            "engine.steps": 2,
+        },
+        [{"prompt": row["question"]} for row in plain.rows()],
+        on_good=True,
+    ),
     "pairs learnt far too fast": Run(
         "answers_lost",
         {"objective.kind": "dpo", "engine.learning_rate": 2e-2, "engine.steps": 30},

@@ -241,6 +241,9 @@ def test_worse_than_the_untouched_model() -> None:
 def test_rewards_without_a_difference() -> None:
     assert course(rewarded=True, groups_alike=0.95) == ["rewards_alike"]
     assert course(rewarded=True, groups_alike=0.85) == []
+    assert course(rewarded=True, picked=0.0, finished=0.0) == ["none_ended"]
+    assert course(rewarded=True, picked=0.0, finished=0.3) == ["none_picked"]
+    assert course(rewarded=True, picked=0.01, finished=0.3) == []
 
 
 def test_of_rewards_the_loss_says_nothing() -> None:

@@ -40,6 +40,10 @@ class Course:
     """It learns from rewards: the loss says nothing of how well."""
     groups_alike: float | None = None
     """Share of the groups of drawn answers whose rewards were all the same."""
+    picked: float | None = None
+    """Share of the drawn answers that were learnt, where an objective picks some."""
+    finished: float | None = None
+    """Share of the drawn answers that ended by themselves."""
     wall: str = ""
     """How the run ended: `done`, `stopped`, `failed`; empty where nobody says."""
     total_steps: int = 0

@@ -42,6 +42,7 @@ RULES = (
     Rule(rules_course.zero_gradient, ("course",), ("gradient_zero",)),
     Rule(rules_course.rate_too_large, ("course",), ("rate_too_large", "loss_rose")),
     Rule(rules_course.rewards_alike, ("course",), ("rewards_alike",)),
+    Rule(rules_course.none_picked, ("course",), ("none_picked", "none_ended")),
     # What the model computes.
     Rule(rules_probe.values_not_finite, ("probed",), ("output_not_finite",)),
     Rule(rules_probe.no_effect, ("probed",), ("no_effect",)),
@@ -125,6 +126,10 @@ EXPLAINS: dict[str, tuple[str, ...]] = {
         "gradient_zero",
         "weights_unchanged",
         "adapter_zero",
+    ),
+    **dict.fromkeys(
+        ("none_picked", "none_ended"),
+        (*NOTHING_LEARNT, *SYMPTOMS, "gradient_zero", "weights_unchanged", "adapter_zero"),
     ),
     "gradient_zero": NOTHING_LEARNT,
     "rate_too_large": (*NOTHING_LEARNT, *SYMPTOMS, "overfitting", "overfitting_kept_best"),

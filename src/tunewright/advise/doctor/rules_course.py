@@ -204,6 +204,16 @@ def rewards_alike(facts: Facts) -> Finding | None:
     return Finding("rewards_alike", "bad", {"alike_share": share, "steps": course.steps})
 
 
+def none_picked(facts: Facts) -> Finding | None:
+    """Of all answers that were drawn none was good enough to be learnt."""
+    course = facts.course
+    assert course is not None
+    if course.picked is None or course.picked > 0:
+        return None
+    evidence = {"steps": course.steps, "finished_share": course.finished}
+    return Finding("none_picked" if course.finished else "none_ended", "bad", evidence)
+
+
 def _peak_rate(course: Course) -> float | None:
     rates = [rate for rate in course.rates if math.isfinite(rate)]
     return max(rates) if rates else None
